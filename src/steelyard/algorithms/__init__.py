@@ -1,0 +1,1 @@
+"""Algorithms: pure functions from a family view to unreduced loss terms."""

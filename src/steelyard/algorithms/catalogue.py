@@ -1,0 +1,74 @@
+"""The algorithms' names, hyperparameters and metadata, readable without importing torch.
+
+``catalogue.json`` is generated from the decorated functions (``python -m steelyard.algorithms.generate``)
+and checked by a test, so that configuration, ``--help`` and study planning stay instant.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from steelyard.errors import ConfigError, unknown
+
+
+@cache
+def load_catalogue() -> dict[str, dict[str, Any]]:
+    """Every algorithm by key; see :meth:`steelyard.algorithms.core.AlgorithmSpec.describe` for the fields."""
+    text = files("steelyard.algorithms").joinpath("catalogue.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def describe(name: str, *, where: str = "algorithm.name") -> dict[str, Any]:
+    """The catalogue entry of ``name``; raises :class:`ConfigError` with the nearest key."""
+    catalogue = load_catalogue()
+    if name not in catalogue:
+        raise ConfigError(unknown("algorithm", name, catalogue, where=where))
+    return catalogue[name]
+
+
+def resolve_hyperparameters(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of ``name`` overridden by ``given``; unknown names, wrong types and broken bounds raise."""
+    declared: dict[str, dict[str, Any]] = describe(name)["hyperparameters"]
+    values = {key: entry["default"] for key, entry in declared.items()}
+    for key, value in given.items():
+        where = f"algorithm.{key}"
+        if key not in declared:
+            raise ConfigError(unknown(f"hyperparameter of {name}", key, declared, where=where))
+        values[key] = _check(where, value, declared[key])
+    return values
+
+
+_BOUNDS = {
+    "gt": ("greater than", lambda value, bound: value > bound),
+    "ge": ("at least", lambda value, bound: value >= bound),
+    "lt": ("less than", lambda value, bound: value < bound),
+    "le": ("at most", lambda value, bound: value <= bound),
+}
+
+
+def _check(where: str, value: Any, entry: dict[str, Any]) -> Any:
+    if value is None:
+        if entry.get("optional"):
+            return None
+        raise ConfigError(f"{where}: expected a {entry['type']}, got null")
+    kind = entry["type"]
+    if kind == "float" and isinstance(value, str):  # YAML reads 1e-6 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value).__name__ != kind:
+        raise ConfigError(f"{where}: expected a {kind}, got {value!r}")
+    for name, bound in entry.get("bounds", {}).items():
+        words, holds = _BOUNDS[name]
+        if not holds(value, bound):
+            raise ConfigError(f"{where}: must be {words} {bound}, got {value!r}")
+    choices = entry.get("choices")
+    if choices and value not in choices:
+        raise ConfigError(unknown("value", str(value), choices, where=where))
+    return value
