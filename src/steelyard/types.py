@@ -115,6 +115,11 @@ class View:
 
     stats: Mapping[str, Tensor]
 
+    @property
+    def token_mask_or_none(self) -> Tensor | None:
+        """``[b, t]`` the mask that token-level terms are reduced over; None when built from sums."""
+        return None
+
     def detach(self) -> Self:
         """The same values without a graph."""
         return _map(self, [], lambda xs: xs[0].detach())
@@ -250,6 +255,10 @@ class Tokens(View):
         """``[b, t]`` the mask that ``[b, t]`` terms of this family are reduced over."""
         return self.completions.mask
 
+    @property
+    def token_mask_or_none(self) -> Tensor | None:
+        return self.completions.mask_or_none
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs(View):
@@ -290,6 +299,10 @@ class Pairs(View):
     def token_mask(self) -> Tensor:
         """``[b, t]`` tokens of the chosen completions (the NLL terms of ORPO, CPO, ...)."""
         return self.chosen.mask
+
+    @property
+    def token_mask_or_none(self) -> Tensor | None:
+        return self.chosen.mask_or_none
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,6 +347,10 @@ class Unpaired(View):
     def token_mask(self) -> Tensor:
         """``[b, t]`` all trained tokens."""
         return self.completions.mask
+
+    @property
+    def token_mask_or_none(self) -> Tensor | None:
+        return self.completions.mask_or_none
 
 
 @dataclass(frozen=True, eq=False)
@@ -402,6 +419,10 @@ class Rollouts(View):
     @property
     def token_mask(self) -> Tensor:
         """``[b, t]`` the policy's own tokens."""
+        return self.mask
+
+    @property
+    def token_mask_or_none(self) -> Tensor | None:
         return self.mask
 
 

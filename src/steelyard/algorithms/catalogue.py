@@ -7,6 +7,7 @@ and checked by a test, so that configuration, ``--help`` and study planning stay
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -21,17 +22,31 @@ def load_catalogue() -> dict[str, dict[str, Any]]:
     return json.loads(text)
 
 
+_plugins: dict[str, dict[str, Any]] = {}
+
+
+def add_plugin_entry(name: str, entry: dict[str, Any]) -> None:
+    """Make an algorithm of a plugin known to this process's configuration (never written to disk)."""
+    _plugins[name] = entry
+
+
 def describe(name: str, *, where: str = "algorithm.name") -> dict[str, Any]:
     """The catalogue entry of ``name``; raises :class:`ConfigError` with the nearest key."""
-    catalogue = load_catalogue()
+    catalogue = load_catalogue() | _plugins
     if name not in catalogue:
         raise ConfigError(unknown("algorithm", name, catalogue, where=where))
     return catalogue[name]
 
 
-def resolve_hyperparameters(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults of ``name`` overridden by ``given``; unknown names, wrong types and broken bounds raise."""
-    declared: dict[str, dict[str, Any]] = describe(name)["hyperparameters"]
+def resolve_hyperparameters(
+    name: str, given: Mapping[str, Any], *, declared: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Defaults of ``name`` overridden by ``given``; unknown names, wrong types and broken bounds raise.
+
+    ``declared`` describes the hyperparameters; default: the catalogue's entry.
+    """
+    if declared is None:
+        declared = describe(name)["hyperparameters"]
     values = {key: entry["default"] for key, entry in declared.items()}
     for key, value in given.items():
         where = f"algorithm.{key}"
