@@ -1,8 +1,9 @@
 """One small registry for everything that is chosen by name: algorithms, advantages, rewards, tasks, samplers.
 
 Entries register themselves with a decorator when their module is imported.  Third-party packages can
-add entries through the entry-point group ``steelyard.<kind>`` (``[project.entry-points."steelyard.rewards"]``);
-they are imported only when a name is asked for that is not known yet.
+add entries through the entry-point group ``steelyard.<kind>s``
+(``[project.entry-points."steelyard.rewards"]``); they are imported only when a name is asked for that is not
+known yet.
 """
 
 from __future__ import annotations

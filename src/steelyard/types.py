@@ -222,7 +222,7 @@ class Sequences(View):
     @property
     def _lengths(self) -> Tensor:
         if self.mask_or_none is None and not bool((self.length > 0).all()):
-            raise DataError("this loss divides by completion lengths: give len_chosen/len_rejected (or masks)")
+            raise DataError("this loss divides by completion lengths: give the lengths (or masks)")
         return self.length
 
     @staticmethod
@@ -385,7 +385,7 @@ class Rollouts(View):
         advantage: Any = None,
         **columns: Any,
     ) -> Rollouts:
-        """From ``[b, t]`` values with a mask; ``advantage`` may be ``[b]`` (spread over tokens) or ``[b, t]``."""
+        """From ``[b, t]`` values with a mask; ``advantage`` is ``[b, t]``, or ``[b]`` (spread over tokens)."""
         logp, mask = torch.as_tensor(logp), torch.as_tensor(mask).bool()
         zero = torch.zeros_like(logp)
         adv = zero if advantage is None else torch.as_tensor(advantage).to(logp.dtype)
@@ -408,8 +408,11 @@ class Rollouts(View):
 
     @property
     def ratio(self) -> Tensor:
-        """``[b, t]`` rho = exp(logp - old); one outside the mask."""
-        return (self.logp - self.old).exp()
+        """``[b, t]`` rho = exp(logp - old); one outside the mask.
+
+        Log-ratios are cut at ±20 (as in verl), far outside any clip range, so that no gradient overflows.
+        """
+        return (self.logp - self.old).clamp(-20.0, 20.0).exp()
 
     @property
     def items(self) -> int:

@@ -6,7 +6,9 @@ and checked by a test, so that configuration, ``--help`` and study planning stay
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -45,14 +47,13 @@ def resolve_hyperparameters(
 
     ``declared`` describes the hyperparameters; default: the catalogue's entry.
     """
-    if declared is None:
-        declared = describe(name)["hyperparameters"]
-    values = {key: entry["default"] for key, entry in declared.items()}
+    entries = describe(name)["hyperparameters"] if declared is None else declared
+    values = {key: entry["default"] for key, entry in entries.items()}
     for key, value in given.items():
         where = f"algorithm.{key}"
-        if key not in declared:
-            raise ConfigError(unknown(f"hyperparameter of {name}", key, declared, where=where))
-        values[key] = _check(where, value, declared[key])
+        if key not in entries:
+            raise ConfigError(unknown(f"hyperparameter of {name}", key, entries, where=where))
+        values[key] = _check(where, value, entries[key])
     return values
 
 
@@ -71,13 +72,11 @@ def _check(where: str, value: Any, entry: dict[str, Any]) -> Any:
         raise ConfigError(f"{where}: expected a {entry['type']}, got null")
     kind = entry["type"]
     if kind == "float" and isinstance(value, str):  # YAML reads 1e-6 as a string
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value).__name__ != kind:
+    if type(value).__name__ != kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(f"{where}: expected a {kind}, got {value!r}")
     for name, bound in entry.get("bounds", {}).items():
         words, holds = _BOUNDS[name]

@@ -200,19 +200,21 @@ def _hyperparameter(key: str, parameter: Any, hint: Any, helps: Mapping[str, str
     if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
         raise ConfigError(f"{key}: hyperparameter '{parameter.name}' must be keyword-only with a default")
     bounds: dict[str, float] = {}
-    if typing.get_origin(hint) is typing.Annotated:
-        hint, *constraints = typing.get_args(hint)
-        for constraint in constraints:
-            parts = constraint if isinstance(constraint, annotated_types.GroupedMetadata) else [constraint]
-            for part in parts:
-                bounds |= {b: getattr(part, b) for b in ("gt", "ge", "lt", "le") if hasattr(part, b)}
-    optional = False
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        kinds = [a for a in typing.get_args(hint) if a is not type(None)]
-        optional, hint = True, kinds[0]
-    choices: tuple[str, ...] = ()
-    if typing.get_origin(hint) is Literal:
-        choices, hint = typing.get_args(hint), str
+    optional, choices = False, ()
+    while (origin := typing.get_origin(hint)) is not None:  # any nesting of Annotated, Optional and Literal
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        if origin is typing.Annotated:
+            hint, *constraints = kinds
+            for constraint in constraints:
+                grouped = isinstance(constraint, annotated_types.GroupedMetadata)
+                for part in constraint if grouped else [constraint]:
+                    bounds |= {b: getattr(part, b) for b in ("gt", "ge", "lt", "le") if hasattr(part, b)}
+        elif origin in (typing.Union, types.UnionType) and len(kinds) == 1:
+            optional, hint = True, kinds[0]
+        elif origin is Literal:
+            choices, hint = tuple(kinds), str
+        else:
+            raise ConfigError(f"{key}: hyperparameter '{parameter.name}' has an unusable annotation {hint}")
     return Hyperparameter(
         name=parameter.name,
         type=hint.__name__,

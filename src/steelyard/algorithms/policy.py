@@ -21,8 +21,11 @@ def clipped_surrogate(ratio: Tensor, advantage: Tensor, low: float, high: float)
 
 
 def kl_k3(logp: Tensor, ref: Tensor) -> Tensor:
-    """exp(-d) - 1 + d with d = logp - ref: unbiased and non-negative (Schulman, 2020), elementwise."""
-    difference = logp - ref
+    """exp(-d) - 1 + d with d = logp - ref: unbiased and non-negative (Schulman, 2020), elementwise.
+
+    d is cut at ±20 (as in verl), so that a token that one of the two all but excludes gives no overflow.
+    """
+    difference = (logp - ref).clamp(-20.0, 20.0)
     return torch.expm1(-difference) + difference
 
 
@@ -43,8 +46,9 @@ def grpo(
 ) -> dict[str, Tensor]:
     r"""Group Relative Policy Optimization (Shao et al., 2024, eq. 3).
 
-    $-\min(\rho A,\mathrm{clip}(\rho,1-\epsilon,1+\epsilon)A)+\beta\,k_3$, averaged over the tokens of a completion, then over
-    completions; $A=(R-\mathrm{mean}_G)/(\mathrm{std}_G+10^{-4})$.  TRL's default has no KL term and a token mean.
+    $-\min(\rho A,\mathrm{clip}(\rho,1-\epsilon,1+\epsilon)A)+\beta\,k_3$, averaged over the tokens of a
+    completion, then over completions; $A=(R-\mathrm{mean}_G)/(\mathrm{std}_G+10^{-4})$.  TRL's default has no KL
+    term and a token mean.
 
     Args:
         beta: weight of the KL term to the reference; 0 needs no reference.

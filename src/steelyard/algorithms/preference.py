@@ -48,8 +48,8 @@ def dpo_norm(pairs: Pairs, *, beta: Positive = 5.0) -> Tensor:
 def ipo(pairs: Pairs, *, beta: Positive = 0.1, average: bool = True) -> Tensor:
     r"""Identity Preference Optimization (Azar et al., 2023, eq. 17).
 
-    $(D-1/(2\tau))^2$ with $\tau$ = `beta`.  The paper prints sums; its authors confirmed averages over tokens,
-    which is the default here and in TRL.  oxRL uses sums.
+    $(D-1/(2\tau))^2$ with $\tau$ = `beta`.  The paper prints sums; its authors confirmed averages over
+    tokens, which is the default here and in TRL.  oxRL uses sums.
 
     Args:
         beta: the paper's tau; the target margin is 1/(2 beta).
@@ -81,8 +81,8 @@ def dpop(pairs: Pairs, *, beta: Positive = 0.3, lam: NonNegative = 50.0) -> Tens
 def simpo(pairs: Pairs, *, beta: Positive = 2.0, gamma: float = 1.0) -> Tensor:
     r"""Simple Preference Optimization (Meng et al., 2024, eq. 6).
 
-    $-\log\sigma(\beta(A_w-A_l)-\gamma)$, without a reference.  TRL's and oxRL's beta of 0.1 is degenerate: the
-    target gap gamma/beta would be 5 nats per token.
+    $-\log\sigma(\beta(A_w-A_l)-\gamma)$, without a reference.  TRL's and oxRL's beta of 0.1 is degenerate:
+    the target gap gamma/beta would be 5 nats per token.
 
     Args:
         beta: multiplies average log-probabilities.
@@ -95,8 +95,9 @@ def simpo(pairs: Pairs, *, beta: Positive = 2.0, gamma: float = 1.0) -> Tensor:
 def orpo(pairs: Pairs, *, lam: NonNegative = 0.1) -> dict[str, Tensor]:
     r"""Odds Ratio Preference Optimization (Hong et al., 2024, eq. 6-7).
 
-    $NLL_w-\lambda\log\sigma(\mathrm{logit}(A_w)-\mathrm{logit}(A_l))$, $\mathrm{logit}(A)=A-\log(1-e^A)$.  The NLL is the
-    token mean over chosen completions; TRL includes the prompt, the authors' code averages over padding.
+    $NLL_w-\lambda\log\sigma(\mathrm{logit}(A_w)-\mathrm{logit}(A_l))$, $\mathrm{logit}(A)=A-\log(1-e^A)$.
+    The NLL is the token mean over chosen completions; TRL includes the prompt, the authors' code averages
+    over padding.
 
     Args:
         lam: weight of the odds-ratio term.

@@ -16,8 +16,8 @@ from steelyard.types import Scores
 def rm(scores: Scores, *, centering: Annotated[float, Ge(0.0)] = 0.0) -> dict[str, Tensor]:
     r"""Bradley-Terry reward model (Stiennon et al., 2020; Ouyang et al., 2022).
 
-    $-\log\sigma(r_w-r_l)+\eta(r_w+r_l)^2$ with a scalar head on the last token of the completion; the centring
-    term is Eisenstein et al.'s (2312.09244).
+    $-\log\sigma(r_w-r_l)+\eta(r_w+r_l)^2$ with a scalar head on the last token of the completion; the
+    centring term is Eisenstein et al.'s (2312.09244).
 
     Args:
         centering: eta; keeps the scores near zero (0.01 is usual; off by default as in the paper).

@@ -24,4 +24,4 @@ def rft(tokens: Tokens) -> Tensor:
     The SFT loss on the model's own completions: k samples per prompt, the verified ones kept, duplicates
     of a reasoning path removed.  Returns [b, t].
     """
-    return sft(tokens)
+    return -tokens.completions.token_logp

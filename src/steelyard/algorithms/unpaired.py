@@ -33,8 +33,9 @@ def kto(
 ) -> Tensor:
     r"""Kahneman-Tversky Optimization (Ethayarajh et al., 2024, eq. 8).
 
-    $\lambda_D(1-\sigma(\beta(l-z_0)))$ for desirable, $\lambda_U(1-\sigma(\beta(z_0-l)))$ for undesirable completions,
-    divided by all completions of the step; $z_0$ is detached.  oxRL computes another loss under this name.
+    $\lambda_D(1-\sigma(\beta(l-z_0)))$ for desirable, $\lambda_U(1-\sigma(\beta(z_0-l)))$ for undesirable
+    completions, divided by all completions of the step; $z_0$ is detached.  oxRL computes another loss under
+    this name.
 
     Args:
         beta: strength of the pull towards the reference.
