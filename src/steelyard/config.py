@@ -195,8 +195,6 @@ class RolloutConfig(Section):
     """0: off."""
     max_completion_length: Positive = 96
     """Tokens at most."""
-    num_iterations: Positive = 1
-    """Optimizer passes over each rollout batch."""
     max_sampler_mismatch: Annotated[float, Gt(0.0)] = 0.05
     """Stop when the mean |log p(sampler) - log p(trainer)| of a rollout batch exceeds this."""
 

@@ -1,0 +1,125 @@
+"""The one training loop: groups of a step, gradient, update; metrics, checkpoints, evaluation hooks.
+
+It knows no algorithm by name and does not care whether groups were read or sampled.  Everything random is
+seeded from (seed, step), so that a run killed at any step and resumed equals the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steelyard.algorithms.core import AlgorithmSpec
+from steelyard.config import RunConfig
+from steelyard.errors import NumericalError
+from steelyard.models.load import Policy
+from steelyard.trainer.sources import Source
+from steelyard.trainer.state import load_progress, restore_optimizer, save_checkpoint
+from steelyard.trainer.step import StepInput, accumulate, learning_rate, make_optimizer, update
+
+Progress = Callable[[dict[str, Any]], None]
+MISMATCH = "sampling/sampling_logp_difference/mean"
+
+
+class Loop:
+    """Steps of one stage of training.
+
+    Args:
+        policy: its trainable parameters are updated in place.
+        source: where the groups of a step come from.
+        phase: a word for progress reports (``train``, ``sft``).
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        spec: AlgorithmSpec,
+        policy: Policy,
+        source: Source,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+        phase: str = "train",
+    ) -> None:
+        self.cfg, self.spec, self.policy, self.source = cfg, spec, policy, source
+        self.seed, self.phase = seed, phase
+        self.progress = progress or (lambda _: None)
+        self.total = source.total_steps
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.optimizer = make_optimizer(policy.model, cfg.optim)
+        self.inputs = StepInput(
+            policy=policy,
+            spec=spec,
+            hyperparameters=cfg.algorithm.hyperparameters,
+            tokens_per_microbatch=cfg.train.tokens_per_microbatch,
+            temperature=cfg.rollout.temperature if spec.online else 1.0,
+        )
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """Run the remaining steps; yields one row of metrics per optimizer step."""
+        self.policy.model.train()
+        while self.step < self.total:
+            yield self._one()
+
+    def _one(self) -> dict[str, float]:
+        started = time.perf_counter()
+        # Dropout and anything else that draws from the global generator: a function of (seed, step).
+        torch.manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
+        groups, found = self.source.groups(self.step, self.policy)
+        self.policy.model.train()
+        measured = accumulate(self.inputs, groups)
+        if measured.get(MISMATCH, 0.0) > self.cfg.rollout.max_sampler_mismatch:
+            raise NumericalError(
+                f"step {self.step + 1}: the sampler is not the policy: their log-probabilities differ by "
+                f"{measured[MISMATCH]:.3g} nats on average (rollout.max_sampler_mismatch is "
+                f"{self.cfg.rollout.max_sampler_mismatch:g}); nothing was updated"
+            )
+        rate = learning_rate(self.cfg.optim, self.step, self.total)
+        norm = update(self.policy, self.optimizer, self.cfg.optim, rate)
+        self.step += 1
+        tokens = sum(group.tokens for group in groups)
+        self.tokens += tokens
+        elapsed = time.perf_counter() - started
+        self.seconds += elapsed
+        row = {
+            "global_step": self.step,
+            **measured,
+            **found,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "num_tokens": self.tokens,
+            "step_time": elapsed,
+            "tokens_per_second": tokens / elapsed,
+        }
+        self.progress({"phase": self.phase, "step": self.step, "total": self.total, **row})
+        return row
+
+    def save(self, run: Path) -> Path:
+        """Write a checkpoint of the state after :attr:`step` steps."""
+        generated = getattr(self.source, "generated_tokens", 0)
+        state = {
+            "global_step": self.step,
+            "total_steps": self.total,
+            "num_tokens": self.tokens,
+            "generated_tokens": generated,
+            "train_seconds": self.seconds,
+        }
+        return save_checkpoint(
+            run, self.policy, self.optimizer, state, keep=self.cfg.train.save_total_limit
+        )
+
+    def restore(self, checkpoint: Path) -> None:
+        """Continue after ``checkpoint``, whose weights the policy must already have been loaded from."""
+        state = load_progress(checkpoint)
+        restore_optimizer(checkpoint, self.policy, self.optimizer)
+        self.step = state["global_step"]
+        self.tokens = state["num_tokens"]
+        self.seconds = state["train_seconds"]
+        if hasattr(self.source, "generated_tokens"):
+            self.source.generated_tokens = state["generated_tokens"]  # type: ignore[attr-defined]

@@ -1,0 +1,256 @@
+"""A whole run: inputs, training, evaluation, and its directory.
+
+``execute`` is idempotent: a finished run is returned as it is, an unfinished one continues from its last
+checkpoint, and the result is the same bit for bit (same build, CPU and thread count).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steelyard.algorithms import load as load_algorithms
+from steelyard.algorithms.core import AlgorithmSpec, algorithms
+from steelyard.config import RunConfig
+from steelyard.data.rows import read_table
+from steelyard.data.sources import resolve_path
+from steelyard.errors import RunError
+from steelyard.evals.runner import evaluate_preferences, evaluate_tasks
+from steelyard.models.load import Policy, freeze_copy, load_policy, save_policy, weights_sha256
+from steelyard.models.reference import attach_reference
+from steelyard.rundir import RunDir, peak_memory_mib, reset_peak_memory, run_id
+from steelyard.trainer.loop import Loop, Progress
+from steelyard.trainer.plan import GIVEN, run_identity_of
+from steelyard.trainer.rows import TrainingRows, training_rows
+from steelyard.trainer.sources import OfflineSource, OnlineSource, Source
+from steelyard.trainer.stages import (
+    ensure_stages,
+    load_start,
+    reference_store,
+    stage_facts,
+    start_directory,
+    trained_tokenizer,
+)
+from steelyard.trainer.state import checkpoints
+from steelyard.types import Group
+
+
+def execute(
+    cfg: RunConfig,
+    out: Path,
+    *,
+    cache: Path,
+    progress: Progress | None = None,
+    resume: bool = True,
+    plugins: Sequence[tuple[str, str]] = (),
+) -> RunDir:
+    """Train and evaluate (``algorithm: base``: evaluate only) into the run directory ``out``.
+
+    Args:
+        cache: where shared inputs live (generated rows, reference log-probabilities); runs may share it.
+        progress: receives ``{"phase", "step", "total", ...}`` as the run goes on.
+        resume: continue an unfinished run from its last checkpoint; False starts over.
+        plugins: (name, source hash) of imported plugin files; part of the run's identity.
+
+    Raises:
+        RunError: ``out`` holds a finished run of another identity.
+        NumericalError: the loss or the gradient stopped being finite; the run is marked failed.
+    """
+    torch.set_num_threads(cfg.threads)
+    load_algorithms()
+    spec = algorithms.get(cfg.algorithm.name)
+    identity = run_identity_of(cfg, dict(plugins))
+    if (out / "run.json").is_file():
+        existing = RunDir.open(out)
+        if existing.status == "finished":
+            if existing.facts()["id"] == run_id(identity):
+                return existing
+            raise RunError(f"{out}: holds the finished run {existing.facts()['id']}, which is another one; choose another directory")
+    reset_peak_memory()
+    started = time.perf_counter()
+    stages = ensure_stages(cfg, cache, progress)
+    run = RunDir.create(out, cfg, identity, resume=resume, family=spec.family, given=_given(cfg, spec))
+    try:
+        _Run(cfg, spec, run, cache, stages, progress, started).go()
+    except BaseException as error:
+        run.fail(error if not isinstance(error, KeyboardInterrupt) else "interrupted")
+        raise
+    return RunDir.open(out)
+
+
+def _given(cfg: RunConfig, spec: AlgorithmSpec) -> list[str]:
+    """What the method was given, in words."""
+    if cfg.data.task is None and spec.data != "none":
+        words = {"Pairs": "preference pairs", "Scores": "preference pairs", "Unpaired": "labelled completions"}
+        given = [words.get(spec.family, "rows of the file")]
+    else:
+        given = list(GIVEN[spec.data])
+    return (["a supervised start"] if cfg.sft is not None else []) + given
+
+
+class _Run:
+    """The parts of :func:`execute` that share a run's objects."""
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        spec: AlgorithmSpec,
+        run: RunDir,
+        cache: Path,
+        stages: dict[str, Path],
+        progress: Progress | None,
+        started: float,
+    ) -> None:
+        self.cfg, self.spec, self.run, self.cache, self.stages = cfg, spec, run, cache, stages
+        self.progress = progress or (lambda _: None)
+        self.started = started
+        self.head = "score" if spec.family == "Scores" else "lm"
+        self.adapter = cfg.lora is not None and spec.loss is not None
+
+    def go(self) -> None:
+        """Train if there is something to train, evaluate, and finish the run."""
+        facts: dict[str, Any] = {"steps": 0}
+        train_seconds = 0.0
+        tokens = 0
+        generated = self._generation()
+        if self.spec.loss is None:
+            policy = load_start(self.cfg, self.cache)
+            self.run.truncate_metrics(-1)
+        else:
+            policy, loop, rows = self._train()
+            train_seconds, tokens = loop.seconds, loop.tokens
+            generated["generated_tokens"] += getattr(loop.source, "generated_tokens", 0)
+            facts |= {"steps": loop.step, "data_sha256": rows.sha256, "rows": rows.report}
+        before = time.perf_counter()
+        metrics = self._evaluate(policy)
+        eval_seconds = time.perf_counter() - before
+        self.run.log({"global_step": facts["steps"], **metrics})
+        self.run.finish(
+            **facts,
+            weights_sha256=weights_sha256(policy.model),
+            why_not_packed=policy.why_not_packed,
+            metrics=metrics,
+            cost={
+                "seconds": train_seconds + eval_seconds + generated["generate_seconds"],
+                "wall_seconds": time.perf_counter() - self.started,
+                "train_seconds": train_seconds,
+                "eval_seconds": eval_seconds,
+                **generated,
+                "tokens": tokens,
+                "peak_memory_mib": peak_memory_mib(),
+            },
+        )
+
+    def _generation(self) -> dict[str, Any]:
+        """The shared generation, charged in full to every method that uses it."""
+        if "generate" not in self.stages:
+            return {"generate_seconds": 0.0, "generated_tokens": 0}
+        facts = stage_facts(self.stages["generate"])
+        return {"generate_seconds": facts["seconds"], "generated_tokens": facts["generated_tokens"]}
+
+    # -- training
+
+    def _train(self) -> tuple[Policy, Loop, TrainingRows]:
+        saved = checkpoints(self.run.path)
+        checkpoint = saved[-1][1] if saved else None
+        start = load_start(self.cfg, self.cache, adapter=self.adapter, head=self.head)
+        rows = training_rows(self.cfg, self.spec, start.tokenizer, self.stages.get("pairs", self.stages.get("correct")))
+        self.run.update(render=rows.report)
+        source = self._source(rows, start)
+        policy = start
+        if checkpoint is not None:
+            policy = load_policy(
+                self.cfg.model,
+                self.cfg.lora if self.adapter else None,
+                head=self.head,  # type: ignore[arg-type]
+                seed=self.cfg.seed,
+                directory=checkpoint,
+            )
+        loop = Loop(self.cfg, self.spec, policy, source, seed=self.cfg.seed, progress=self.progress)
+        if checkpoint is not None:
+            loop.restore(checkpoint)
+        self.run.truncate_metrics(loop.step)
+        train = self.cfg.train
+        for row in loop.steps():
+            if loop.step % train.logging_steps == 0 or loop.step == loop.total:
+                self.run.log(row)
+            if train.eval_steps and loop.step % train.eval_steps == 0 and loop.step < loop.total:
+                self.run.log({"global_step": loop.step, **self._watch(policy)})
+            if train.save_steps and loop.step % train.save_steps == 0 and loop.step < loop.total:
+                loop.save(self.run.path)
+        if isinstance(source, OnlineSource):
+            self.run.write_json("samples.json", source.samples)
+        save_policy(policy, self.run.path / "model")
+        return policy, loop, rows
+
+    def _source(self, rows: TrainingRows, start: Policy) -> Source:
+        """Offline rows with cached reference log-probabilities, or online sampling."""
+        hp = self.cfg.algorithm.hyperparameters
+        switch = self.spec.reference_unless_zero
+        wanted = self.spec.reference == "frozen" and (switch is None or bool(hp[switch]))
+        if not self.spec.online:
+            attach = (lambda groups: self._attach(start, groups)) if wanted else None
+            return OfflineSource(
+                rows.groups, self.cfg.train, seed=self.cfg.seed, attach=attach, mismatch=self.spec.mismatched
+            )
+        rewards = [(r.name, r.weight) for r in self.cfg.rewards] or [("answer", 1.0)]
+        return OnlineSource(
+            prompts=rows.groups,
+            train=self.cfg.train,
+            rollout=self.cfg.rollout,
+            spec=self.spec,
+            rewards=rewards,  # type: ignore[arg-type]
+            seed=self.cfg.seed,
+            reference=freeze_copy(start) if wanted else None,
+        )
+
+    def _attach(self, start: Policy, groups: Sequence[Group]) -> list[Group]:
+        """Reference log-probabilities: the policy at step 0, from the shared cache."""
+        with start.reference_mode():
+            logps = reference_store(self.cache).logps(
+                start, groups, tokens_per_microbatch=self.cfg.train.tokens_per_microbatch
+            )
+        return attach_reference(groups, logps)
+
+    # -- evaluation
+
+    def _watch(self, policy: Policy) -> dict[str, float]:
+        """Development tasks on their selection split, while training goes on."""
+        from steelyard.evals.tasks import get_task
+
+        names = [n for n in self.cfg.eval.tasks if get_task(n).role == "development"]
+        watched = self.cfg.eval.model_copy(update={"tasks": names, "split": "selection"})
+        return evaluate_tasks(policy, watched, seed=self.cfg.seed, writer=None, purpose="select")
+
+    def _evaluate(self, policy: Policy) -> dict[str, float]:
+        self.progress({"phase": "evaluate", "step": 0, "total": 0})
+        metrics: dict[str, float] = {}
+        if self.cfg.eval.tasks and self.head == "lm":
+            purpose = "report" if self.cfg.eval.split == "test" else "select"
+            metrics |= evaluate_tasks(
+                policy, self.cfg.eval, seed=self.cfg.seed, writer=self.run.write_records, purpose=purpose
+            )
+        if self.cfg.eval.preference_path is not None:
+            metrics |= evaluate_preferences(
+                policy, self._held_out(policy), writer=self.run.write_records, head=self.head  # type: ignore[arg-type]
+            )
+        return metrics
+
+    def _held_out(self, policy: Policy) -> list[Group]:
+        """Held-out preference pairs, with the start's log-probabilities for scoring by log-ratio."""
+        from steelyard.data.render import Renderer
+
+        assert self.cfg.eval.preference_path is not None
+        table = read_table(resolve_path(self.cfg.eval.preference_path), columns=self.cfg.data.columns)
+        result = Renderer.from_config(policy.tokenizer, self.cfg.data).render(table, "Pairs")
+        self.run.write_json("held_out.json", result.report.to_dict())
+        if self.head == "score":
+            return result.groups
+        return self._attach(load_start(self.cfg, self.cache), result.groups)
+
+
+__all__ = ["execute", "start_directory", "trained_tokenizer"]

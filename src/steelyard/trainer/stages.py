@@ -1,0 +1,294 @@
+"""Make the shared inputs of runs: a supervised start, generated samples, pairs, reference log-probabilities.
+
+Each stage is a directory named by its content-addressed id (:mod:`steelyard.trainer.plan`), written under a
+temporary name and renamed when complete: it is there as a whole or not at all, and never made twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steelyard.algorithms.core import algorithms
+from steelyard.config import AlgorithmConfig, RunConfig
+from steelyard.data.render import completion_text, prompt_ids, stop_ids
+from steelyard.errors import DataError, RunError
+from steelyard.files import read_jsonl
+from steelyard.models.load import Policy, load_policy
+from steelyard.models.reference import ReferenceCache
+from steelyard.rollout.sampler import NativeSampler, SamplingParams
+from steelyard.trainer.plan import Kind, StageSpec, plan_stages
+from steelyard.trainer.rows import read_group, task_items, training_rows, with_labels, write_groups
+from steelyard.types import Group
+
+Progress = Callable[[dict[str, Any]], None]
+DONE = "stage.json"
+
+
+def ensure_stages(cfg: RunConfig, cache: Path, progress: Progress | None = None) -> dict[str, Path]:
+    """Make every missing stage of ``cfg`` in order; kind -> directory."""
+    return {stage.kind: _ensure(cfg, stage, cache, progress) for stage in plan_stages(cfg)}
+
+
+def run_stage(cfg: RunConfig, kind: Kind, cache: Path, progress: Progress | None = None) -> Path:
+    """Make one stage (its dependencies must be there) and return its directory; a finished one is reused."""
+    stages = {stage.kind: stage for stage in plan_stages(cfg)}
+    if kind not in stages:
+        raise RunError(f"this run has no stage '{kind}'; it has {', '.join(stages) or 'none'}")
+    return _ensure(cfg, stages[kind], cache, progress)
+
+
+def stage_directories(cfg: RunConfig, cache: Path) -> dict[str, Path]:
+    """kind -> directory of every stage of a run, finished or not."""
+    return {stage.kind: stage.directory(cache) for stage in plan_stages(cfg)}
+
+
+def stage_facts(directory: Path) -> dict[str, Any]:
+    """What a finished stage recorded about itself (seconds, tokens, counts)."""
+    return json.loads((directory / DONE).read_text(encoding="utf-8"))
+
+
+def _ensure(cfg: RunConfig, stage: StageSpec, cache: Path, progress: Progress | None) -> Path:
+    directory = stage.directory(cache)
+    if (directory / DONE).is_file():
+        return directory
+    with _building(directory) as temporary:
+        started = time.perf_counter()
+        facts = _MAKERS[stage.kind](cfg, cache, temporary, progress or (lambda _: None))
+        facts |= {"kind": stage.kind, "id": stage.id, "spec": stage.spec}
+        facts["seconds"] = time.perf_counter() - started
+        (temporary / DONE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return directory
+
+
+@contextmanager
+def _building(directory: Path) -> Iterator[Path]:
+    """A private directory that becomes ``directory`` at the end; whoever finishes first wins."""
+    from steelyard.files import atomic_directory
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    if directory.exists():  # unfinished: without stage.json nothing trusts it
+        shutil.rmtree(directory)
+    with atomic_directory(directory) as temporary:
+        yield temporary
+
+
+def start_directory(cfg: RunConfig, cache: Path) -> Path | None:
+    """Where the policy starts from when it is not ``model.name_or_path`` itself: the supervised stage."""
+    return stage_directories(cfg, cache)["sft"] / "model" if cfg.sft is not None else None
+
+
+def load_start(cfg: RunConfig, cache: Path, *, adapter: bool = False, head: Any = "lm") -> Policy:
+    """The policy at step 0, without adapter unless asked for."""
+    tokenizer = None
+    directory = start_directory(cfg, cache)
+    if directory is None and cfg.model.train_tokenizer is not None:
+        tokenizer = trained_tokenizer(cfg)
+    lora = cfg.lora if adapter else None
+    return load_policy(cfg.model, lora, head=head, seed=cfg.seed, directory=directory, tokenizer=tokenizer)
+
+
+def trained_tokenizer(cfg: RunConfig) -> Any:
+    """A byte-level BPE tokenizer of the training rows' texts (prompts and all completions)."""
+    from steelyard.data.bpe import train_bpe
+    from steelyard.data.inspect import row_texts
+    from steelyard.data.sources import load_table
+
+    assert cfg.model.train_tokenizer is not None
+    if cfg.data.path is None:
+        raise DataError("model.train_tokenizer needs data.path: a built-in task has its own tokenizer")
+    return train_bpe(row_texts(load_table(cfg.data)), cfg.model.train_tokenizer.vocab_size)
+
+
+# --------------------------------------------------------------------------------------------------
+# The stages
+
+
+def _make_sft(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """Train on gold rows (or chosen completions) by the same loop; the result is the method's start."""
+    from steelyard.models.load import save_policy
+    from steelyard.trainer.loop import Loop
+    from steelyard.trainer.sources import OfflineSource
+
+    assert cfg.sft is not None
+    seed = cfg.seed if cfg.sft.seed is None else cfg.sft.seed
+    inner = cfg.model_copy(
+        update={
+            "algorithm": AlgorithmConfig.model_validate("sft"),
+            "optim": cfg.sft.optim,
+            "train": cfg.sft.train,
+            "sft": None,
+            "lora": None,
+            "seed": seed,
+        }
+    )
+    policy = load_start(inner, cache)
+    spec = algorithms.get("sft")
+    rows = training_rows(inner, spec, policy.tokenizer, None)
+    source = OfflineSource(rows.groups, inner.train, seed=seed)
+    loop = Loop(inner, spec, policy, source, seed=seed, progress=progress, phase="sft")
+    metrics: dict[str, float] = {}
+    for row in loop.steps():
+        metrics = row
+    save_policy(policy, out / "model")
+    return {"steps": loop.total, "tokens": loop.tokens, "loss": metrics.get("loss"), "rows": rows.report}
+
+
+def _make_generate(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """Sample k completions per prompt from the model under study and verify each of them."""
+    settings = cfg.data.generate
+    assert settings is not None
+    policy = load_start(cfg, cache)
+    items, verify = task_items(cfg)
+    rng = np.random.default_rng([cfg.seed, 0x6E6E])
+    chosen = [items[i] for i in rng.permutation(len(items))[: settings.prompts]]
+    sampler = NativeSampler(
+        policy.model, eos_ids=stop_ids(policy.tokenizer), pad_id=policy.tokenizer.pad_token_id, policy_version=0
+    )
+    params = SamplingParams(
+        n=settings.num_generations,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_completion_length=settings.max_completion_length,
+    )
+    progress({"phase": "generate", "step": 0, "total": len(chosen)})
+    prompts = [prompt_ids(policy.tokenizer, item.prompt) for item in chosen]
+    sampled = sampler.generate(prompts, params, seed=cfg.seed, keys=[item.id for item in chosen])
+    groups, tokens, right, unscored = [], 0, 0, 0
+    for item, group in zip(chosen, sampled, strict=True):
+        verdicts = [verify(completion_text(policy.tokenizer, ids), item).strict for ids in group.completions]
+        finished = group.completion_columns["finished"]
+        # 1 right, 0 wrong, -1 not judged: unfinished answers are neither.
+        verdict = np.array([-1 if v is None or not f else int(v) for v, f in zip(verdicts, finished, strict=True)])
+        tokens += sum(len(ids) for ids in group.completions)
+        right += int((verdict == 1).sum())
+        unscored += int((verdict == -1).sum())
+        groups.append(
+            group.replace(
+                key=item.id,
+                columns={"answer": item.answer},
+                completion_columns={**group.completion_columns, "verdict": verdict},
+            )
+        )
+    text = write_groups(groups, lambda ids: completion_text(policy.tokenizer, ids))
+    (out / "rows.jsonl").write_text(text, encoding="utf-8")
+    total = len(groups) * settings.num_generations
+    return {
+        "prompts": len(groups),
+        "completions": total,
+        "generated_tokens": tokens,
+        "right": right / total,
+        "not_judged": unscored,
+        "pass_at_k": float(np.mean([bool((g.completion_columns["verdict"] == 1).any()) for g in groups])),
+    }
+
+
+def _make_pairs(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """Verified right against verified wrong completions of the same prompt, drawn without repetition."""
+    assert cfg.data.generate is not None
+    groups = _generated(cfg, cache)
+    pairs: list[Group] = []
+    for index, group in enumerate(groups):
+        rng = np.random.default_rng([cfg.seed, index, 0x7A17])
+        right, wrong = (_distinct(group, verdict) for verdict in (1, 0))
+        rng.shuffle(right)
+        rng.shuffle(wrong)
+        limit = cfg.data.generate.max_pairs_per_prompt
+        pairs += [
+            _select(group, [w, ell], f"{group.key}#{n}")
+            for n, (w, ell) in enumerate(zip(right[:limit], wrong[:limit], strict=False))
+        ]
+    (out / "rows.jsonl").write_text(write_groups(pairs, _plain(cfg, cache)), encoding="utf-8")
+    return {"pairs": len(pairs), "prompts": len({p.key.split("#")[0] for p in pairs})}
+
+
+def _make_correct(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """Distinct verified completions (rejection sampling), one row each."""
+    assert cfg.data.generate is not None
+    limit = cfg.data.generate.max_correct_per_prompt
+    rows = [
+        _select(group, [i], f"{group.key}#{n}")
+        for group in _generated(cfg, cache)
+        for n, i in enumerate(_distinct(group, 1)[:limit])
+    ]
+    (out / "rows.jsonl").write_text(write_groups(rows, _plain(cfg, cache)), encoding="utf-8")
+    return {"rows": len(rows)}
+
+
+def _make_reference(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """Log-probabilities of the training completions under the policy at step 0, into the shared cache."""
+    policy = load_start(cfg, cache)
+    stages = stage_directories(cfg, cache)
+    spec = algorithms.get(cfg.algorithm.name)
+    groups = training_rows(cfg, spec, policy.tokenizer, stages.get("pairs")).groups
+    progress({"phase": "reference", "step": 0, "total": len(groups)})
+    reference_store(cache).logps(policy, groups, tokens_per_microbatch=cfg.train.tokens_per_microbatch)
+    return {"groups": len(groups), "tokens": sum(group.tokens for group in groups)}
+
+
+_MAKERS: dict[str, Callable[[RunConfig, Path, Path, Progress], dict[str, Any]]] = {
+    "sft": _make_sft,
+    "generate": _make_generate,
+    "pairs": _make_pairs,
+    "correct": _make_correct,
+    "reference": _make_reference,
+}
+
+
+def reference_store(cache: Path) -> ReferenceCache:
+    """The log-prob cache that all runs under ``cache`` share."""
+    return ReferenceCache(cache / "logps")
+
+
+def _generated(cfg: RunConfig, cache: Path) -> list[Group]:
+    directory = stage_directories(cfg, cache)["generate"]
+    return [read_group(row) for row in read_jsonl(directory / "rows.jsonl")]
+
+
+def _distinct(group: Group, verdict: int) -> list[int]:
+    """Indices of the completions with this verdict, the first of each identical text."""
+    seen: dict[bytes, int] = {}
+    for index in np.flatnonzero(group.completion_columns["verdict"] == verdict):
+        seen.setdefault(group.completions[index].tobytes(), int(index))
+    return list(seen.values())
+
+
+def _select(group: Group, chosen: list[int], key: str) -> Group:
+    return group.replace(
+        completions=tuple(group.completions[i] for i in chosen),
+        masks=tuple(group.masks[i] for i in chosen),
+        completion_columns={k: v[chosen] for k, v in group.completion_columns.items()},
+        token_columns={k: tuple(v[i] for i in chosen) for k, v in group.token_columns.items()},
+        trained=(True,) * len(chosen),
+        key=key,
+    )
+
+
+def _plain(cfg: RunConfig, cache: Path) -> Callable[[np.ndarray], str]:
+    """ids -> the text that the generate stage already decoded."""
+    directory = stage_directories(cfg, cache)["generate"]
+    known = {}
+    for row in read_jsonl(directory / "rows.jsonl"):
+        known[tuple(row["prompt_ids"])] = row["prompt"]
+        known |= {tuple(i): t for i, t in zip(row["completion_ids"], row["completions"], strict=True)}
+    return lambda ids: known[tuple(ids.tolist())]
+
+
+__all__ = [
+    "ensure_stages",
+    "load_start",
+    "reference_store",
+    "run_stage",
+    "stage_directories",
+    "stage_facts",
+    "start_directory",
+    "trained_tokenizer",
+    "with_labels",
+]

@@ -1,0 +1,85 @@
+"""Checkpoints: a Hugging Face directory plus what an exact resume needs.
+
+Data order, sampling and dropout are pure functions of (seed, step), and the learning rate of the step, so
+the state is small: weights, the optimizer's moments and the step.  No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from steelyard.errors import RunError
+from steelyard.models.load import Policy, save_policy
+
+_NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+def save_checkpoint(
+    run: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: dict[str, Any], *, keep: int | None
+) -> Path:
+    """Write ``checkpoint-<global_step>`` atomically and drop the oldest beyond ``keep``.
+
+    ``progress`` must hold ``global_step``; it is written to ``trainer_state.json`` last, and a checkpoint
+    without that file does not count.
+    """
+    target = run / f"checkpoint-{progress['global_step']}"
+    temporary = run / f".{target.name}.tmp"
+    for stale in (temporary, target):
+        if stale.exists():
+            shutil.rmtree(stale)
+    save_policy(policy, temporary)
+    save_file(_optimizer_tensors(policy, optimizer), temporary / "optimizer.safetensors")
+    (temporary / "trainer_state.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
+    temporary.rename(target)
+    if keep is not None:
+        for _, old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
+    return target
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Complete checkpoints of a run, oldest first."""
+    found = []
+    for path in run.glob("checkpoint-*"):
+        match = _NAME.search(path.name)
+        if match and (path / "trainer_state.json").is_file():
+            found.append((int(match.group(1)), path))
+    return sorted(found)
+
+
+def load_progress(checkpoint: Path) -> dict[str, Any]:
+    """The progress that :func:`save_checkpoint` was given."""
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+def restore_optimizer(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+    """Put the optimizer's moments back; raises :class:`RunError` when they do not fit the model."""
+    tensors = load_file(checkpoint / "optimizer.safetensors")
+    for name, parameter in _trainable(policy):
+        state = {key: tensors.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        missing = [key for key, value in state.items() if value is None]
+        if missing or state["exp_avg"].shape != parameter.shape:  # type: ignore[union-attr]
+            raise RunError(f"{checkpoint}: the optimizer's state does not fit parameter '{name}'")
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter)  # type: ignore[union-attr]
+            for key, value in state.items()
+        }
+
+
+def _trainable(policy: Policy) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+
+
+def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for name, parameter in _trainable(policy):
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{name}.{key}"] = value.detach().cpu().clone().contiguous()
+    return tensors

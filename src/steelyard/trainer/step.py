@@ -1,0 +1,134 @@
+"""One optimizer step: a fixed list of groups in, one parameter update out.
+
+Packing only distributes the step's groups over micro-batches; every mean has the whole step's denominator
+(:class:`steelyard.algorithms.core.Counts`), so that the gradient does not depend on the split.  Coupled
+algorithms see the step twice: a first pass without gradients for their statistics, then the micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steelyard.algorithms.core import AlgorithmSpec, coupled_stats, evaluate_loss, reduce_terms
+from steelyard.config import OptimConfig
+from steelyard.data.packing import PackedBatch, pack
+from steelyard.errors import NumericalError
+from steelyard.models.load import Policy
+from steelyard.models.logprobs import completion_scores, token_logprobs
+from steelyard.trainer.views import build_view, diagnostics, step_counts
+from steelyard.types import Group, View
+
+
+@dataclass
+class StepInput:
+    """What stays the same from step to step."""
+
+    policy: Policy
+    spec: AlgorithmSpec
+    hyperparameters: dict[str, Any]
+    tokens_per_microbatch: int
+    temperature: float = 1.0
+
+
+def forward_view(inputs: StepInput, batch: PackedBatch) -> Any:
+    """Forward one micro-batch and build the algorithm's view of it."""
+    model = inputs.policy.model
+    if inputs.spec.family == "Scores":
+        return build_view("Scores", batch, completion_scores(model, batch))
+    outputs = token_logprobs(model, batch, temperature=inputs.temperature)
+    return build_view(inputs.spec.family, batch, outputs.logp)
+
+
+def accumulate(inputs: StepInput, groups: Sequence[Group]) -> dict[str, float]:
+    """Add the gradient of the step's loss to the parameters; returns the loss, its terms and diagnostics.
+
+    Raises:
+        NumericalError: a loss term is NaN or infinite; names the groups of the micro-batch.
+    """
+    spec, hp = inputs.spec, inputs.hyperparameters
+    device = next(inputs.policy.model.parameters()).device
+    batches = [
+        batch.to(device)
+        for batch in pack(groups, inputs.tokens_per_microbatch, padded=not inputs.policy.packed)
+    ]
+    counts = step_counts(spec, groups)
+    stats: dict[str, Tensor] | None = None
+    if spec.coupled is not None and len(batches) > 1:
+        with torch.no_grad():
+            whole = View.concat([forward_view(inputs, batch).detach() for batch in batches])
+        stats = coupled_stats(spec, whole, hp)
+
+    totals: dict[str, float] = defaultdict(float)
+    items: dict[str, list[Tensor]] = defaultdict(list)
+    for batch in batches:
+        view = forward_view(inputs, batch)
+        if spec.coupled is not None:
+            # A step of one micro-batch is its own whole: the first pass would repeat the same forward.
+            view = view.with_stats(coupled_stats(spec, view, hp) if stats is None else stats)
+        loss, parts = reduce_terms(evaluate_loss(spec, view, hp), view, spec.reduce, counts)
+        if not bool(torch.isfinite(loss)):
+            named = {name: float(part) for name, part in parts.items()} or {"loss": float(loss)}
+            keys = [group.key for group in batch.groups]
+            raise NumericalError(f"{spec.key}: the loss is not finite ({named}) in the micro-batch of rows {keys}")
+        loss.backward()
+        totals["loss"] += float(loss.detach())
+        for name, part in parts.items():
+            totals[f"loss/{name}"] += float(part.detach())
+        for name, values in diagnostics(view).items():
+            items[name].append(values)
+    joined = {name: torch.cat(values).double() for name, values in items.items() if sum(map(len, values))}
+    return {**totals, **{n: float(v.max() if n.endswith("/max") else v.mean()) for n, v in joined.items()}}
+
+
+def make_optimizer(model: torch.nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW over the trainable parameters; weight decay on matrices only."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=cfg.learning_rate, betas=cfg.betas, eps=cfg.eps, fused=True
+    )
+
+
+def learning_rate(cfg: OptimConfig, step: int, total: int) -> float:
+    """The rate of optimizer step ``step`` (from 0): linear warm-up, then constant, linear or cosine.
+
+    A pure function of the step, so a resumed run needs no scheduler state.  The first step's rate is
+    peak / warm-up steps rather than zero, and the decay would reach zero at step ``total``.
+    """
+    warmup = math.ceil(cfg.warmup_ratio * total)
+    if step < warmup:
+        return cfg.learning_rate * (step + 1) / warmup
+    if cfg.lr_scheduler_type == "constant":
+        return cfg.learning_rate
+    progress = (step - warmup) / max(1, total - warmup)
+    if cfg.lr_scheduler_type == "linear":
+        return cfg.learning_rate * (1 - progress)
+    return cfg.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def update(policy: Policy, optimizer: torch.optim.AdamW, cfg: OptimConfig, rate: float) -> float:
+    """Clip, check and apply the accumulated gradient; returns its global norm before clipping.
+
+    Raises:
+        NumericalError: the gradient is NaN or infinite; nothing has been updated.
+    """
+    trainable = [p for p in policy.model.parameters() if p.requires_grad]
+    limit = math.inf if cfg.max_grad_norm is None else cfg.max_grad_norm
+    norm = float(torch.nn.utils.clip_grad_norm_(trainable, limit))
+    if not math.isfinite(norm):
+        raise NumericalError(f"the gradient's norm is {norm}; the weights were left as they were")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
