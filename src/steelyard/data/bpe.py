@@ -27,7 +27,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokeniz
 
     Args:
         texts: what to learn the merges from.
-        vocab_size: entries, special tokens and the 256 bytes included; fewer when the texts offer no more merges.
+        vocab_size: entries, special tokens and the 256 bytes included; fewer when the texts offer no more.
 
     Raises:
         DataError: no text is given, or ``vocab_size`` has no room for the bytes.
@@ -39,7 +39,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokeniz
     if not corpus:
         raise DataError("a tokenizer cannot be trained without any text")
     if vocab_size < MINIMUM_VOCABULARY:
-        raise DataError(f"model.train_tokenizer.vocab_size: must be at least {MINIMUM_VOCABULARY}, got {vocab_size}")
+        least = MINIMUM_VOCABULARY
+        raise DataError(f"model.train_tokenizer.vocab_size: must be at least {least}, got {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]

@@ -1,31 +1,22 @@
-"""Rows to :class:`~steelyard.types.Group`: chat template, token ids, loss masks, truncation, lint.
+"""Rows to :class:`~steelyard.types.Group`: token ids, loss masks, truncation, and a report of what was lost.
 
-Token ids are made here and nowhere else: training, evaluation and sampling all call :func:`prompt_ids` and
-:func:`completion_ids`, so that a model is asked exactly what it was trained on.
-
-*With* a chat template everything goes through it; a string prompt is one user message and a string completion
-one assistant message.  The text of the template with ``add_generation_prompt=True`` must be a prefix of the
-text with the answer, turn by turn; a template that rewrites earlier turns is refused.  Special tokens come
-from the template alone, so a BOS is never added twice.
-
-*Without* a chat template a row is plain text: prompt (with the tokenizer's own BOS, if it adds one) +
-completion + EOS.  No template is invented, so conversations cannot be rendered.
-
-Every completion ends with a trained end token: what the template puts behind an answer if that is a special
-token (``<|im_end|>``, ``<end_of_turn>``, ...; its trailing newline is left out, because nobody samples it),
-otherwise the tokenizer's EOS.
+How one prompt and one completion become tokens is :mod:`steelyard.data.chat`.  Training, evaluation and
+sampling all call :func:`prompt_ids` and :func:`completion_ids`, so that a model is asked exactly what it was
+trained on.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from steelyard.data.chat import Answer, Codec, Opening, as_messages
 from steelyard.data.rows import (
     Side,
     Table,
@@ -36,7 +27,7 @@ from steelyard.data.rows import (
     split_pair,
     validate,
 )
-from steelyard.errors import DataError, ModelError
+from steelyard.errors import DataError, unknown
 from steelyard.types import Group
 
 if TYPE_CHECKING:
@@ -51,7 +42,7 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
     "Pairs": ("preference",),
     "Scores": ("preference",),
     "Unpaired": ("unpaired", "preference"),
-    "Rollouts": ("prompt-only", "prompt-completion", "preference", "unpaired"),
+    "Rollouts": ("prompt-only", "prompt-completion", "preference", "unpaired", "messages"),
 }
 """Row schemas that a family of algorithms can learn from."""
 
@@ -64,54 +55,33 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Side, **options: Any)
     """Token ids ``int32[p]`` of a prompt, ready for the first token of an answer; never empty.
 
     Args:
+        tokenizer: with an EOS token.
         prompt: plain text, or messages that end before an assistant turn.
         options: passed to the chat template (``tools=...``, ``enable_thinking=False``).
     """
-    if not prompt and isinstance(prompt, str) and not has_template(tokenizer):
-        return _empty_prompt(tokenizer)
-    text = _prompt_text(tokenizer, prompt, options)
-    ids = _encode(tokenizer, text) if has_template(tokenizer) else _encode_opening(tokenizer, text)
-    return _array(ids) if ids else _empty_prompt(tokenizer)
+    return Codec(tokenizer).opening(prompt, options).ids
 
 
 def completion_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: Side, completion: Side, *, eos: bool = True, **options: Any
 ) -> np.ndarray:
-    """Token ids ``int32[t]`` of ``completion`` behind :func:`prompt_ids` of ``prompt``, its end token included.
+    """Token ids ``int32[t]`` of ``completion`` behind :func:`prompt_ids` of ``prompt``, end token included.
 
     ``eos=False`` leaves the end token out (the choices of a multiple-choice item).
     """
-    rendered = _render(tokenizer, prompt, completion, options)
-    ids = rendered.ids
-    return ids if eos or not len(ids) or ids[-1] not in stop_ids(tokenizer) else ids[:-1]
+    codec = Codec(tokenizer)
+    ids = codec.answer(codec.opening(prompt, options), prompt, completion, options).ids
+    return ids if eos or not len(ids) or int(ids[-1]) not in codec.ends else ids[:-1]
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> str:
     """The text of sampled ids, without special tokens: what rewards and verifiers see."""
-    plain = [int(i) for i in ids]
-    return tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Codec(tokenizer).decode([int(i) for i in ids])
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's EOS, and the template's end of turn when it is another one."""
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token; expected one that ends answers")
-    ends = [int(tokenizer.eos_token_id)]
-    if has_template(tokenizer):
-        question: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
-        opened = _apply(tokenizer, question, {}, generation=True)
-        closed = _apply(tokenizer, [*question, {"role": "assistant", "content": "b"}], {})
-        tail = _encode(tokenizer, closed[len(opened) :]) if closed.startswith(opened) else []
-        special = set(tokenizer.all_special_ids) | set(_special_added_tokens(tokenizer))
-        end = next((i for i in range(len(tail) - 1, -1, -1) if tail[i] in special), None)
-        if end is not None and end > 0 and tail[end] not in ends and _blank(tokenizer, tail[end + 1 :]):
-            ends.append(tail[end])
-    return tuple(ends)
-
-
-def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer carries a chat template."""
-    return bool(getattr(tokenizer, "chat_template", None))
+    """Tokens that end an answer: the tokenizer's EOS, and the template's end of turn when it is another."""
+    return Codec(tokenizer).ends
 
 
 # --------------------------------------------------------------------------------------------------
@@ -151,6 +121,8 @@ class RenderReport:
     """Completions whose template has no end token, so that EOS was added."""
     split_apart: int = 0
     """Completions tokenized on their own, because a token would straddle the end of the prompt."""
+    unknown: int = 0
+    """Kept rows with a token that the vocabulary does not know."""
     prompt_tokens: list[int] = field(default_factory=list)
     """Prompt length of every rendered row, before anything is dropped."""
     completion_tokens: list[int] = field(default_factory=list)
@@ -166,23 +138,28 @@ class RenderReport:
 
     def problems(self) -> list[str]:
         """What a user should look at before training, one sentence each; empty when nothing is wrong."""
-        found = [f"{count} of {self.rows} rows dropped: {_REASONS[why]}" for why, count in self.dropped.items()]
-        if self.truncated:
-            found.append(f"{self.truncated} rows have a completion that is cut at max_length={self.max_length}")
-        if self.without_trained_eos:
-            found.append(f"{self.without_trained_eos} rows train no end-of-answer token: the model may not learn to stop")
-        if self.double_bos:
-            found.append(f"{self.double_bos} rows begin with two BOS tokens: the text itself contains one")
-        if self.split_apart:
-            found.append(
-                f"{self.split_apart} completions were tokenized apart from their prompt, because one token would "
-                "straddle the boundary (a prompt that ends in a space is the usual cause)"
-            )
-        return found
+        found = [
+            f"{_count(count, 'row')} of {self.rows} dropped: {_REASONS[reason]}"
+            for reason, count in self.dropped.items()
+        ]
+        cut, silent = _count(self.truncated, "row"), _count(self.without_trained_eos, "row")
+        apart = _count(self.split_apart, "completion")
+        sentences = (
+            (self.truncated, f"{cut} with a completion that is cut at max_length={self.max_length}"),
+            (self.without_trained_eos, f"{silent} with no trained end of answer: the model may not stop"),
+            (self.double_bos, f"{_count(self.double_bos, 'row')} with two BOS tokens: the text has its own"),
+            (self.unknown, f"{_count(self.unknown, 'row')} with words that the tokenizer does not know"),
+            (
+                self.split_apart,
+                f"{apart} tokenized apart from the prompt, because a token would straddle the boundary "
+                "(a prompt that ends in a space is the usual cause)",
+            ),
+        )
+        return found + [sentence for count, sentence in sentences if count]
 
     def lines(self) -> list[str]:
         """The report as printable lines."""
-        form = "through the chat template" if self.template else "as plain text (the tokenizer has no chat template)"
+        form = "through the chat template" if self.template else "as plain text (no chat template)"
         result = [
             f"{self.source}: {self.rows} {self.schema} rows for {self.family}, {form}",
             f"kept {self.kept}, dropped {self.dropped.total()}, truncated {self.truncated}, "
@@ -210,6 +187,7 @@ class RenderReport:
             "double_bos": self.double_bos,
             "eos_appended": self.eos_appended,
             "split_apart": self.split_apart,
+            "unknown": self.unknown,
             "trained_tokens": self.trained_tokens,
             "tokens": self.lengths(),
             "problems": self.problems(),
@@ -220,8 +198,10 @@ _REASONS = {
     "prompt_too_long": "the prompt alone reaches max_length, so that no answer fits",
     "too_long": "prompt and completion are longer than max_length (data.overlong: drop)",
     "empty_completion": "a completion is empty",
+    "no_common_prompt": "there is no prompt, and chosen and rejected have no common beginning",
     "no_trained_token": "no token is trained (a conversation without an assistant turn)",
     "identical_pair": "chosen and rejected are the same",
+    "truncated_to_nothing": "nothing trained is left of a completion after the cut at max_length",
     "identical_after_truncation": "chosen and rejected are the same up to max_length",
 }
 
@@ -240,9 +220,9 @@ class Renderer:
     Args:
         tokenizer: with an EOS token.
         max_length: tokens of a prompt with one completion at most.
-        overlong: ``drop`` leaves longer rows out, ``truncate`` cuts their completions at the end, ``error`` stops.
+        overlong: ``drop`` leaves longer rows out, ``truncate`` cuts completions at the end, ``error`` stops.
         max_dropped: stop when a larger share of the rows is dropped or truncated.
-        completion_only_loss: False also trains on the prompt (family ``Tokens`` only): all but its first token.
+        completion_only_loss: False also trains on the prompt but its first token (family ``Tokens`` only).
     """
 
     def __init__(
@@ -259,7 +239,7 @@ class Renderer:
         self.overlong = overlong
         self.max_dropped = max_dropped
         self.completion_only_loss = completion_only_loss
-        self.ends = frozenset(stop_ids(tokenizer))
+        self.codec = Codec(tokenizer)
 
     @classmethod
     def from_config(cls, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Renderer:
@@ -273,19 +253,25 @@ class Renderer:
         )
 
     def render(
-        self, table: Table | Sequence[Mapping[str, Any]], family: Family, *, source: str = "", strict: bool = True
+        self,
+        table: Table | Sequence[Mapping[str, Any]],
+        family: Family,
+        *,
+        source: str = "",
+        strict: bool = True,
     ) -> RenderResult:
         """Validate and render every row.
 
         Args:
             table: a table, or rows made in memory (then ``source`` names them).
             family: what an algorithm's first argument asks for.
-            source: first part of ``Group.key``; default: the table's own.
+            source: first part of ``Group.key`` (of a path only the name, so that nothing that is derived
+                from a key depends on where the data lies); default: the table's own.
             strict: False returns the report even when nothing, or too little, is left (for inspection).
 
         Raises:
-            DataError: the rows do not fit the family, nothing is left, more than ``max_dropped`` is lost, a row is
-                overlong with ``overlong: error``, or the template does not preserve prefixes.
+            DataError: the rows do not fit the family, nothing is left, more than ``max_dropped`` is lost, a
+                row is overlong with ``overlong: error``, or the template does not preserve prefixes.
         """
         if not isinstance(table, Table):
             table = Table.from_rows(table, source or "rows")
@@ -293,15 +279,17 @@ class Renderer:
         if not table.rows:
             raise DataError(f"{source}: there are no rows")
         if family not in SCHEMAS:
-            raise DataError(f"no rows can be rendered for the family '{family}'; choices: {', '.join(SCHEMAS)}")
+            raise DataError(unknown("family", family, SCHEMAS))
         schema = self._schema(table, family)
-        report = RenderReport(source, schema, family, has_template(self.tokenizer), self.max_length)
+        report = RenderReport(source, schema, family, self.codec.template, self.max_length)
         groups = []
         for index, row in enumerate(table.rows):
             report.rows += 1
-            key = f"{source}:{table.lines[index]}"
+            key = f"{PurePath(source).name}:{table.lines[index]}"
             try:
                 group = self._row(row, schema, family, key, report)
+            except DataError as error:
+                raise DataError(f"{table.where(index)}: {error}") from None
             except _Drop as drop:
                 report.dropped[drop.reason] += 1
                 report.examples.append(Dropped(key, drop.reason, drop.detail))
@@ -316,56 +304,36 @@ class Renderer:
     def _schema(self, table: Table, family: str) -> str:
         schema = detect_schema(table)
         if schema not in SCHEMAS[family]:
-            wanted = " or ".join(SCHEMAS[family])
-            columns = ", ".join(table.columns)
-            raise DataError(f"{table.source}: {family} needs {wanted} rows, got {schema} rows (columns: {columns})")
+            raise DataError(
+                f"{table.source}: {family} needs {' or '.join(SCHEMAS[family])} rows, "
+                f"got {schema} rows (columns: {', '.join(table.columns)})"
+            )
         validate(table, schema)
         return schema
 
     def _row(self, row: Mapping[str, Any], schema: str, family: str, key: str, report: RenderReport) -> Group:
-        prompt, completions = _sides(row, schema, family)
-        options = _template_options(row)
-        if schema == "text":
-            prompt_tokens, rendered = _render_document(self.tokenizer, completions[0])
-        else:
-            prompt_tokens = self._guard(key, lambda: prompt_ids(self.tokenizer, prompt, **options))
-            rendered = [
-                self._guard(key, lambda side=side: _render(self.tokenizer, prompt, side, options))
-                for side in completions
-            ]
-        report.prompt_tokens.append(len(prompt_tokens))
-        report.completion_tokens.extend(len(r.ids) for r in rendered)
-        report.eos_appended += sum(r.eos_appended for r in rendered)
-        report.split_apart += sum(r.split_apart for r in rendered)
-        for number, (side, r) in enumerate(zip(completions, rendered, strict=True), start=1):
+        """One row; raises :class:`_Drop` when it must be left out."""
+        opening, sides, answers = self._tokenize(row, schema, family)
+        report.prompt_tokens.append(len(opening.ids))
+        report.completion_tokens.extend(len(answer.ids) for answer in answers)
+        report.eos_appended += sum(answer.eos_appended for answer in answers)
+        report.split_apart += sum(answer.split_apart for answer in answers)
+        for number, (side, answer) in enumerate(zip(sides, answers, strict=True), start=1):
             if _is_empty(side):
-                raise _Drop("empty_completion", f"completion {number} of {len(completions)} is empty")
-            if not r.mask.any():
-                raise _Drop("no_trained_token", f"completion {number} of {len(completions)} trains no token")
-        identical = len(rendered) == 2 and np.array_equal(rendered[0].ids, rendered[1].ids)
-        if identical:
+                raise _Drop("empty_completion", f"completion {number} of {len(sides)} is empty")
+            if not answer.mask.any():
+                raise _Drop("no_trained_token", f"completion {number} of {len(sides)} trains no token")
+        ids, masks = [answer.ids for answer in answers], [answer.mask for answer in answers]
+        if _identical(ids):
             raise _Drop("identical_pair", "chosen = rejected")
-        room = self.max_length - len(prompt_tokens)
-        ids, masks = [r.ids for r in rendered], [r.mask for r in rendered]
-        if room < 1:
-            self._too_long(key, "prompt_too_long", f"the prompt has {len(prompt_tokens)} tokens")
-        longest = max((len(i) for i in ids), default=0)
-        if longest > room:
-            sizes = f"{len(prompt_tokens)} prompt + {longest} completion tokens"
-            if self.overlong != "truncate":
-                self._too_long(key, "too_long", sizes)
-            ids, masks = [i[:room] for i in ids], [m[:room] for m in masks]
-            if not all(m.any() for m in masks):
-                raise _Drop("prompt_too_long", f"{sizes}: nothing trained is left of a completion")
-            if len(ids) == 2 and np.array_equal(ids[0], ids[1]):
-                raise _Drop("identical_after_truncation", sizes)
-            report.truncated += 1
-        if family == "Tokens" and not self.completion_only_loss and len(prompt_tokens) > 1:
-            prompt_tokens, ids = prompt_tokens[:1], [np.concatenate([prompt_tokens[1:], ids[0]])]
+        ids, masks = self._fit(opening, ids, masks, report)
+        prompt = opening.ids
+        if family == "Tokens" and not self.completion_only_loss and len(prompt) > 1:
+            ids, prompt = [np.concatenate([prompt[1:], ids[0]])], prompt[:1]
             masks = [np.ones(len(ids[0]), dtype=bool)]
         columns, completion_columns = _columns(row, schema, family)
         return Group(
-            prompt=prompt_tokens,
+            prompt=prompt,
             completions=tuple(ids),
             masks=tuple(masks),
             columns=columns,
@@ -373,27 +341,53 @@ class Renderer:
             key=key,
         )
 
-    @staticmethod
-    def _guard(key: str, make: Any) -> Any:
-        """Name the row in errors that rendering raises."""
-        try:
-            return make()
-        except DataError as error:
-            raise DataError(f"{key}: {error}") from None
+    def _tokenize(
+        self, row: Mapping[str, Any], schema: str, family: str
+    ) -> tuple[Opening, list[Side], list[Answer]]:
+        prompt, sides = _sides(row, schema, family)
+        if schema == "text":
+            opening, answer = self.codec.document(row["text"])
+            return opening, sides, [answer]
+        options = _template_options(row)
+        opening = self.codec.opening(prompt, options)
+        return opening, sides, [self.codec.answer(opening, prompt, side, options) for side in sides]
 
-    def _too_long(self, key: str, reason: str, detail: str) -> None:
+    def _fit(
+        self, opening: Opening, ids: list[np.ndarray], masks: list[np.ndarray], report: RenderReport
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Apply ``max_length``: the completions as they are, or cut, or the row is dropped."""
+        room = self.max_length - len(opening.ids)
+        longest = max((len(i) for i in ids), default=1)
+        if longest <= room:
+            return ids, masks
+        sizes = f"{len(opening.ids)} prompt"
+        sizes += f" + {longest} completion tokens" if ids else " tokens"
         if self.overlong == "error":
-            raise DataError(f"{key}: {detail}, but data.max_length is {self.max_length} (data.overlong: error)")
-        raise _Drop(reason, f"{detail}, max_length is {self.max_length}")
+            raise DataError(f"{sizes}, but data.max_length is {self.max_length} (data.overlong: error)")
+        detail = f"{sizes}, max_length is {self.max_length}"
+        if room < 1:
+            raise _Drop("prompt_too_long", detail)
+        if self.overlong == "drop":
+            raise _Drop("too_long", detail)
+        ids, masks = [i[:room] for i in ids], [m[:room] for m in masks]
+        if not all(mask.any() for mask in masks):
+            raise _Drop("truncated_to_nothing", detail)
+        if _identical(ids):
+            raise _Drop("identical_after_truncation", detail)
+        report.truncated += 1
+        return ids, masks
 
     def _lint(self, group: Group, report: RenderReport) -> None:
         report.trained_tokens += group.scored
-        if any(int(ids[mask][-1]) not in self.ends for ids, mask in zip(group.completions, group.masks, strict=True)):
+        sequences = list(zip(group.completions, group.masks, strict=True))
+        if any(int(ids[mask][-1]) not in self.codec.ends for ids, mask in sequences):
             report.without_trained_eos += 1
-        bos = self.tokenizer.bos_token_id
-        opening = [*group.prompt[:2], *(group.completions[0][:1] if group.completions else [])][:2]
-        if bos is not None and opening == [bos, bos]:
+        start = [int(i) for part in (group.prompt, *group.completions[:1]) for i in part[:2]]
+        if self.codec.bos is not None and start[:2] == [self.codec.bos] * 2:
             report.double_bos += 1
+        parts = (group.prompt, *group.completions)
+        if self.codec.unknown is not None and any((part == self.codec.unknown).any() for part in parts):
+            report.unknown += 1
 
     def _check_losses(self, report: RenderReport) -> None:
         lost = report.dropped.total() + report.truncated
@@ -424,14 +418,6 @@ class _Drop(Exception):
         self.reason, self.detail = reason, detail
 
 
-@dataclass(frozen=True)
-class _Rendered:
-    ids: np.ndarray
-    mask: np.ndarray
-    eos_appended: bool = False
-    split_apart: bool = False
-
-
 def _sides(row: Mapping[str, Any], schema: str, family: str) -> tuple[Side, list[Side]]:
     """The prompt and the completions that ``family`` wants of a row."""
     if schema == "text":
@@ -441,23 +427,40 @@ def _sides(row: Mapping[str, Any], schema: str, family: str) -> tuple[Side, list
         return prompt, [] if family == "Rollouts" else [completion]
     if schema == "preference":
         chosen, rejected = _plain(row["chosen"]), _plain(row["rejected"])
-        if "prompt" in row:
+        if row.get("prompt") is not None:
             prompt = _plain(row["prompt"])
+            chosen, rejected = _without_prompt(chosen, prompt), _without_prompt(rejected, prompt)
         else:
             prompt, chosen, rejected = split_pair(chosen, rejected)
+            if not prompt:
+                raise _Drop("no_common_prompt", "no prompt, and the two sides begin differently")
         sides = {"Tokens": [chosen], "Rollouts": []}.get(family, [chosen, rejected])
         return prompt, sides
     prompt = _plain(row["prompt"])
     if schema == "prompt-only" or family == "Rollouts":
         return prompt, []
-    return prompt, [_plain(row["completion"])]
+    return prompt, [_without_prompt(_plain(row["completion"]), prompt)]
 
 
 def _plain(side: Side) -> Side:
     return side if isinstance(side, str) else plain_messages(side)
 
 
-def _columns(row: Mapping[str, Any], schema: str, family: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _without_prompt(side: Side, prompt: Side) -> Side:
+    """Messages that repeat the prompt before the answer (as UltraFeedback does), without it."""
+    if isinstance(side, str) or not side:
+        return side
+    before = as_messages(prompt, "user")
+    return side[len(before) :] if side[: len(before)] == before else side
+
+
+def _identical(ids: Sequence[np.ndarray]) -> bool:
+    return len(ids) == 2 and np.array_equal(ids[0], ids[1])
+
+
+def _columns(
+    row: Mapping[str, Any], schema: str, family: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Columns of the group and of its completions; a rollout keeps the whole row for its rewards."""
     used = {"prompt", "completion", "chosen", "rejected", "messages", "text", "label"}
     columns = {name: value for name, value in row.items() if family == "Rollouts" or name not in used}
@@ -486,173 +489,14 @@ def _is_empty(side: Side) -> bool:
     return bool(side) and not any((m.get("content") or "").strip() or m.get("tool_calls") for m in side)
 
 
-def _render_document(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[np.ndarray, list[_Rendered]]:
-    """A ``text`` row: BOS as the prompt, all of the text and EOS as the completion; no template."""
-    ids = _array([*_encode(tokenizer, text), tokenizer.eos_token_id])
-    return _empty_prompt(tokenizer), [_Rendered(ids, np.ones(len(ids), dtype=bool))]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, prompt: Side, completion: Side, options: Mapping[str, Any]) -> _Rendered:
-    if not has_template(tokenizer):
-        return _render_plain(tokenizer, prompt, completion)
-    history = _as_messages(prompt, "user")
-    turns = _as_messages(completion, "assistant")
-    texts, trained = [_apply(tokenizer, history, options, generation=True)], []
-    for turn in turns:
-        if turn["role"] == "assistant":
-            if trained:
-                texts.append(_apply(tokenizer, history, options, generation=True))
-                trained.append(False)
-            history = [*history, turn]
-            texts.append(_apply(tokenizer, history, options))
-            trained.append(True)
-        else:
-            history = [*history, turn]
-    for shorter, longer in zip(texts, texts[1:], strict=False):
-        _check_prefix(shorter, longer)
-    pieces, split_apart = _encode_pieces(tokenizer, texts)
-    masks = [np.full(len(piece), flag) for piece, flag in zip(pieces, trained, strict=True)]
-    ends = set(stop_ids(tokenizer))
-    eos_appended = False
-    for index, flag in enumerate(trained):
-        if not flag:
-            continue
-        piece = pieces[index]
-        end = next((i for i in range(len(piece) - 1, -1, -1) if piece[i] in ends), None)
-        closed = end is not None and _blank(tokenizer, piece[end + 1 :])
-        if index < len(trained) - 1:  # a later turn follows: what stands behind the end token stays, untrained
-            if closed and end is not None:
-                masks[index][end + 1 :] = False
-        elif closed and end is not None:
-            pieces[index], masks[index] = piece[: end + 1], masks[index][: end + 1]
-        else:
-            pieces[index] = [*piece, tokenizer.eos_token_id]
-            masks[index] = np.ones(len(piece) + 1, dtype=bool)
-            eos_appended = True
-    ids = _array([token for piece in pieces for token in piece])
-    mask = np.concatenate(masks) if masks else np.zeros(0, dtype=bool)
-    return _Rendered(ids, mask, eos_appended, split_apart)
-
-
-def _render_plain(tokenizer: PreTrainedTokenizerBase, prompt: Side, completion: Side) -> _Rendered:
-    if not isinstance(prompt, str) or not isinstance(completion, str):
-        raise DataError(_NO_TEMPLATE)
-    opening = [int(i) for i in prompt_ids(tokenizer, prompt)]
-    together = _encode_opening(tokenizer, prompt + completion)
-    split_apart = bool(prompt) and together[: len(opening)] != opening
-    ids = _encode(tokenizer, completion) if split_apart or not prompt else together[len(opening) :]
-    ids = [*ids, int(tokenizer.eos_token_id)]
-    return _Rendered(_array(ids), np.ones(len(ids), dtype=bool), split_apart=split_apart)
-
-
-_NO_TEMPLATE = (
-    "messages need a chat template, and the tokenizer has none; give one with `model.chat_template`, "
-    "or use string prompts and completions"
-)
-
-
-def _as_messages(side: Side, role: str) -> list[dict[str, Any]]:
-    return [{"role": role, "content": side}] if isinstance(side, str) else list(side)
-
-
-def _prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Side, options: Mapping[str, Any]) -> str:
-    if not has_template(tokenizer):
-        if not isinstance(prompt, str):
-            raise DataError(_NO_TEMPLATE)
-        return prompt
-    messages = _as_messages(prompt, "user")
-    return _apply(tokenizer, messages, options, generation=True)
-
-
-def _apply(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, Any]],
-    options: Mapping[str, Any],
-    *,
-    generation: bool = False,
-) -> str:
-    if not messages:
-        raise DataError("the conversation has no message before its first assistant turn")
-    if generation and messages[-1]["role"] == "assistant":
-        raise DataError("the prompt ends with an assistant message; expected it to end before the answer")
-    # Templates may raise any exception of their own language.
-    import jinja2
-
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation, **dict(options)
-        )
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise DataError(f"the chat template refuses this conversation (roles: {roles}): {error}") from None
-    return str(text)
-
-
-def _check_prefix(shorter: str, longer: str) -> None:
-    if longer.startswith(shorter):
-        return
-    place = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
-    raise DataError(
-        f"the chat template does not preserve prefixes: with one more turn the text changes at character {place} from "
-        f"{shorter[place : place + 30]!r} to {longer[place : place + 30]!r}; the answer could not be masked exactly. "
-        "Give a template that only appends with `model.chat_template`, or keep only the last answer of each row"
-    )
-
-
-# --------------------------------------------------------------------------------------------------
-# Tokenizer calls
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
-
-
-def _encode_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of plain text at the start of a sequence: with the tokenizer's BOS if it adds one, without its EOS."""
-    ids = list(tokenizer(text)["input_ids"])  # type: ignore[arg-type]
-    bare = _encode(tokenizer, text)
-    if len(ids) > len(bare) and ids and ids[-1] == tokenizer.eos_token_id and bare[-1:] != ids[-1:]:
-        ids.pop()
-    return ids
-
-
-def _encode_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[list[list[int]], bool]:
-    """Ids of what each text adds to the one before it; the first text is the prompt and is left out.
-
-    The whole conversation is tokenized at once.  Where a token would straddle a boundary, the pieces are
-    tokenized on their own: the prompt's ids are what a sampler is given, so they must not depend on the answer.
-    """
-    if len(texts) == 1:
-        return [], False
-    prefixes = [_encode(tokenizer, text) for text in texts]
-    whole = prefixes[-1]
-    if all(whole[: len(prefix)] == prefix for prefix in prefixes):
-        return [b[len(a) :] for a, b in zip(prefixes, prefixes[1:], strict=False)], False
-    return [_encode(tokenizer, b[len(a) :]) for a, b in zip(texts, texts[1:], strict=False)], True
-
-
-def _blank(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
-    return not ids or not tokenizer.decode(list(ids), skip_special_tokens=False).strip()
-
-
-def _special_added_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterable[int]:
-    decoder = getattr(tokenizer, "added_tokens_decoder", {})
-    return (index for index, token in decoder.items() if token.special)
-
-
-def _empty_prompt(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """BOS; tokenizers without one separate documents by EOS."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return _array([start])
-
-
-def _array(ids: Sequence[int]) -> np.ndarray:
-    return np.asarray(ids, dtype=np.int32)
-
-
 def _quantiles(values: Sequence[int]) -> dict[str, float]:
     if not values:
         return {}
     points = np.quantile(values, [0.0, 0.5, 0.9, 0.99, 1.0])
     names = ("min", "median", "p90", "p99", "max")
-    return {**{name: float(point) for name, point in zip(names, points, strict=True)}, "mean": float(np.mean(values))}
+    quantiles = {name: float(point) for name, point in zip(names, points, strict=True)}
+    return {**quantiles, "mean": float(np.mean(values))}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

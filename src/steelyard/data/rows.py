@@ -9,7 +9,7 @@ text                ``text``                                    a document
 messages            ``messages``                                a conversation
 prompt-only         ``prompt``                                  a string / messages
 prompt-completion   ``prompt``, ``completion``                  strings / messages
-preference          ``chosen``, ``rejected`` [, ``prompt``]     strings / messages; the prompt may be implicit
+preference          ``chosen``, ``rejected`` [, ``prompt``]     strings / messages; without a prompt it is implicit
 unpaired            ``prompt``, ``completion``, ``label``       (or ``messages``, ``label``)
 ==================  ==========================================  =========================================
 
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from steelyard.errors import DataError, nearest
+from steelyard.errors import DataError, nearest, unknown
 
 Schema = Literal["text", "messages", "prompt-only", "prompt-completion", "preference", "unpaired"]
 
@@ -102,7 +102,9 @@ class Table:
 # Reading
 
 
-def read_table(path: str | Path, *, columns: Mapping[str, str] | None = None, limit: int | None = None) -> Table:
+def read_table(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, limit: int | None = None
+) -> Table:
     """Read JSON (a list of objects), JSONL, CSV or Parquet; ``.gz`` of the first three.
 
     Args:
@@ -141,7 +143,9 @@ def read_table(path: str | Path, *, columns: Mapping[str, str] | None = None, li
             raise DataError(f"{path}:{line}: not UTF-8 text (byte {error.start})") from None
         rows, lines = _TEXT_READERS[kind](path, text)
     else:
-        raise DataError(f"{path}: unknown format '{kind}'; expected .jsonl, .json, .csv (or one of them .gz), .parquet")
+        raise DataError(
+            f"{path}: unknown format '{kind}'; expected .jsonl, .json, .csv (or one of them .gz), .parquet"
+        )
     if not rows:
         raise DataError(f"{path}: the file is empty, expected at least one row")
     table = Table(rows, str(path), digest, lines)
@@ -159,12 +163,12 @@ def rename(table: Table, columns: Mapping[str, str]) -> Table:
     for ours, theirs in columns.items():
         if theirs not in present:
             raise DataError(
-                f"{table.source}: data.columns maps '{ours}' to the column '{theirs}', which the file does not have; "
-                f"it has {_listed(present)}.{_did_you_mean(theirs, present)}"
+                f"{table.source}: data.columns maps '{ours}' to the column '{theirs}', which the file does "
+                f"not have; it has {_listed(present)}.{_did_you_mean(theirs, present)}"
             )
     back = {theirs: ours for ours, theirs in columns.items()}
     if len(back) < len(columns):
-        raise DataError(f"{table.source}: data.columns maps two of our columns to the same column of the file")
+        raise DataError(f"{table.source}: data.columns maps two of our columns to one column of the file")
     rows = []
     for row in table.rows:
         # A renamed column replaces one that already has our name.
@@ -216,9 +220,8 @@ def _read_csv(path: Path, text: str) -> tuple[list[dict[str, Any]], list[int]]:
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise DataError(
-                    f"{path}:{reader.line_num}: expected {len(reader.fieldnames or [])} columns as in the header"
-                )
+                width = len(reader.fieldnames or [])
+                raise DataError(f"{path}:{reader.line_num}: expected {width} columns as in the header")
             rows.append(dict(row))
             lines.append(reader.line_num)
     except csv.Error as error:
@@ -268,11 +271,11 @@ def validate(table: Table, schema: str) -> None:
     """Check that every row has the schema's columns with usable values.
 
     Raises:
-        DataError: a column is missing (nearest names are suggested) or a value has the wrong type; the message
-            names ``file:line`` and the column.
+        DataError: a column is missing (nearest names are suggested) or a value has the wrong type; the
+            message names ``file:line`` and the column.
     """
     if schema not in REQUIRED:
-        raise DataError(f"unknown schema '{schema}'; choices: {', '.join(REQUIRED)}.{_did_you_mean(schema, REQUIRED)}")
+        raise DataError(unknown("schema", schema, REQUIRED))
     present = table.columns
     needed: tuple[str, ...] = REQUIRED[schema]
     if schema == "unpaired" and "messages" in present:
@@ -283,9 +286,9 @@ def validate(table: Table, schema: str) -> None:
                 f"{table.source}: a {schema} row needs the column '{column}', which is missing; "
                 f"the file has {_listed(present)}.{_rename_hint(present, [column])}"
             )
-    optional = ("prompt",) if schema == "preference" and "prompt" in present else ()
     for index, row in enumerate(table.rows):
-        for column in (*needed, *optional):
+        explicit = schema == "preference" and row.get("prompt") is not None
+        for column in (*needed, "prompt") if explicit else needed:
             where = f"{table.where(index)}: column '{column}'"
             if row.get(column) is None:
                 what = "is null" if column in row else "is missing in this row"
@@ -309,10 +312,8 @@ def _check_messages(where: str, value: Any) -> None:
         role = message.get("role")
         if role not in ROLES:
             if "from" in message:
-                raise DataError(f"{place}: 'from'/'value' messages (ShareGPT) are not read; use 'role'/'content'")
-            guess = nearest(str(role), ROLES)
-            hint = f" Did you mean '{guess}'?" if guess else ""
-            raise DataError(f"{place}: unknown role {role!r}; choices: {', '.join(ROLES)}.{hint}")
+                raise DataError(f"{place}: expected 'role' and 'content', got 'from' and 'value' (ShareGPT)")
+            raise DataError(unknown("role", str(role), ROLES, where=place))
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             continue
