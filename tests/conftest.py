@@ -69,7 +69,7 @@ def build_model(family: str = "llama", dtype: torch.dtype = torch.float64, seed:
 
 
 def _norm_in_double(module: torch.nn.Module) -> None:
-    """transformers computes norms in float32 whatever the model's type; tests to 1e-10 need them in float64."""
+    """transformers computes norms in float32 whatever the model's type; tests to 1e-10 need float64."""
     epsilon = getattr(module, "eps", None) or module.variance_epsilon
     offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
 

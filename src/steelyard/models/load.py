@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from steelyard.config import LoraConfig, ModelConfig
 from steelyard.errors import ModelError
@@ -156,7 +157,7 @@ def load_policy(
         tokenizer.chat_template = _read_template(Path(cfg.chat_template))
 
     random = cfg.init == "random" and (directory is None or adapters is not None)
-    with _seeded(seed):
+    with _seeded(seed), _quiet():
         model = (
             _random_model(cfg, source, tokenizer, head) if random else _pretrained_model(cfg, source, head)
         )
@@ -191,6 +192,20 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no report of missing weights: what matters of it is raised as an error."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _resolve(cfg: ModelConfig) -> Path | str:
@@ -375,7 +390,7 @@ def save_policy(policy: Policy, directory: Path) -> None:
     same weights; no trace of our attention is left in its config.
     """
     options = {"save_embedding_layers": False} if policy.adapter else {}
-    with atomic_directory(directory) as temporary, standard_attention(policy.model):
+    with atomic_directory(directory) as temporary, standard_attention(policy.model), _quiet():
         policy.model.save_pretrained(temporary, **options)  # type: ignore[operator]
         policy.tokenizer.save_pretrained(temporary)
 
