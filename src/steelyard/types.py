@@ -385,7 +385,7 @@ class Rollouts(View):
         advantage: Any = None,
         **columns: Any,
     ) -> Rollouts:
-        """From ``[b, t]`` values with a mask; ``advantage`` is ``[b, t]``, or ``[b]`` (spread over tokens)."""
+        """From ``[b, t]`` values with a mask; ``advantage``: ``[b, t]``, or ``[b]`` (spread over tokens)."""
         logp, mask = torch.as_tensor(logp), torch.as_tensor(mask).bool()
         zero = torch.zeros_like(logp)
         adv = zero if advantage is None else torch.as_tensor(advantage).to(logp.dtype)

@@ -47,8 +47,8 @@ def grpo(
     r"""Group Relative Policy Optimization (Shao et al., 2024, eq. 3).
 
     $-\min(\rho A,\mathrm{clip}(\rho,1-\epsilon,1+\epsilon)A)+\beta\,k_3$, averaged over the tokens of a
-    completion, then over completions; $A=(R-\mathrm{mean}_G)/(\mathrm{std}_G+10^{-4})$.  TRL's default has no KL
-    term and a token mean.
+    completion, then over completions; $A=(R-\mathrm{mean}_G)/(\mathrm{std}_G+10^{-4})$.  TRL's default has no
+    KL term and a token mean.
 
     Args:
         beta: weight of the KL term to the reference; 0 needs no reference.

@@ -21,7 +21,7 @@ def sft(tokens: Tokens) -> Tensor:
 def rft(tokens: Tokens) -> Tensor:
     r"""Rejection-sampling fine-tuning (Yuan et al., 2023).
 
-    The SFT loss on the model's own completions: k samples per prompt, the verified ones kept, duplicates
-    of a reasoning path removed.  Returns [b, t].
+    $-\log\pi_\theta(y_t|x,y_{<t})$, the SFT loss, on the model's own completions: k samples per prompt, the
+    verified ones kept, duplicates of a reasoning path removed.  Returns [b, t].
     """
     return -tokens.completions.token_logp

@@ -21,9 +21,7 @@ def kto_reference_point(unpaired: Unpaired) -> dict[str, Tensor]:
     return {"z0": F.relu(unpaired.mismatched.logratio.mean())}
 
 
-@algorithm(
-    paper="2402.01306", reference=True, coupled=kto_reference_point, mismatched=True, beta_scale="sum"
-)
+@algorithm(paper="2402.01306", reference=True, coupled=kto_reference_point, mismatched=True, beta_scale="sum")
 def kto(
     unpaired: Unpaired,
     *,
