@@ -389,6 +389,8 @@ def test_bad_input_is_refused(llama: PreTrainedModel) -> None:
         native(llama).generate([np.array([9])] * 2, params, seed=0, keys=["a", "a"])
     with pytest.raises(DataError, match="'b' has no token"):
         native(llama).generate([np.array([9]), np.array([])], params, seed=0, keys=["a", "b"])
+    with pytest.raises(DataError, match="'0' has 100 tokens.*the model's 128 positions"):
+        native(llama).generate([np.full(100, 9)], SamplingParams(max_completion_length=29), seed=0)
     with pytest.raises(ConfigError, match="top_p must be in"):
         SamplingParams(top_p=0.0)
     assert native(llama).generate([], params, seed=0) == []

@@ -9,6 +9,7 @@ finished completions leave the batch.  Models with other kinds of layers are sam
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -106,16 +107,24 @@ class NativeSampler:
             limit cut a completion off.
 
         Raises:
-            DataError: an empty prompt, or keys that are not one distinct name per prompt.
+            DataError: an empty prompt, one that may outgrow the model's positions, or keys that are not one
+                distinct name per prompt.
         """
         names = list(keys) if len(keys) else [str(index) for index in range(len(prompts))]
         if len(names) != len(prompts) or len(set(names)) != len(names):
             raise DataError(f"sampling: {len(prompts)} prompts need as many distinct keys, got {len(names)}")
+        base = base_of(self.model)
+        room = getattr(base.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         for name, prompt in zip(names, prompts, strict=True):
             if len(prompt) == 0:
                 raise DataError(f"sampling: prompt '{name}' has no token (an empty prompt is BOS)")
+            if len(prompt) + params.max_completion_length > room:
+                raise DataError(
+                    f"sampling: prompt '{name}' has {len(prompt)} tokens, and with max_completion_length "
+                    f"{params.max_completion_length} it may exceed the model's {room} positions"
+                )
 
-        device = base_of(self.model).device
+        device = base.device
         stop = torch.tensor(sorted({*self.eos_ids, *params.stop_ids}), dtype=torch.long, device=device)
         write = _through_generate if self.why else _native
         written: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, bool]] = {}
