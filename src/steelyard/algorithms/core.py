@@ -220,7 +220,8 @@ def _hyperparameter(key: str, parameter: Any, hint: Any, helps: Mapping[str, str
         type=hint.__name__,
         default=parameter.default,
         optional=optional,
-        bounds=bounds,
+        # typing caches Annotated[float, Gt(0)] and Annotated[float, Gt(0.0)] as one: say which is meant
+        bounds={bound: hint(value) for bound, value in bounds.items()},
         choices=choices,
         help=helps.get(parameter.name, ""),
     )

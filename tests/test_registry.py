@@ -1,0 +1,245 @@
+"""Names and hyperparameters: the registry, the decorator that fills it, errors that name the nearest choice."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import pytest
+import torch
+from annotated_types import Ge, Gt, Interval, Lt
+from torch import Tensor
+
+from steelyard import registry as registry_module
+from steelyard.algorithms import catalogue, core, load
+from steelyard.algorithms.advantages import advantages
+from steelyard.algorithms.catalogue import describe, load_catalogue, resolve_hyperparameters
+from steelyard.algorithms.core import algorithm, algorithms, loss
+from steelyard.errors import ConfigError, SteelyardError, nearest, unknown
+from steelyard.registry import Registry
+from steelyard.types import Pairs, Tokens
+
+load()
+
+# --------------------------------------------------------------------------------------------------
+# Registry and messages
+
+
+def test_registry_keeps_order_and_refuses_duplicates() -> None:
+    tools: Registry[int] = Registry("tool")
+    assert tools("saw")(1) == 1 and tools.register("axe", 2) == 2
+    assert tools.register("saw", 1) == 1  # the same entry again: a module imported twice
+    assert (list(tools), len(tools), dict(tools.items())) == (["saw", "axe"], 2, {"saw": 1, "axe": 2})
+    assert "saw" in tools and "hammer" not in tools
+    with pytest.raises(ConfigError, match="tool 'saw' is registered twice"):
+        tools.register("saw", 3)
+
+
+def test_an_unknown_name_gets_the_choices_and_the_nearest() -> None:
+    tools: Registry[int] = Registry("tool")
+    with pytest.raises(ConfigError, match=r"^unknown tool 'saw'; choices: \(none\)\.$"):
+        tools.get("saw")
+    tools.register("hammer", 1)
+    tools.register("axe", 2)
+    with pytest.raises(ConfigError, match="^a.yaml: unknown tool 'hamer'; choices: axe, hammer.* 'hammer'"):
+        tools.get("hamer", where="a.yaml")
+    assert unknown("tool", "zzz", ["axe"]) == "unknown tool 'zzz'; choices: axe."
+    assert nearest("HAMMERS", ["Hammer", "axe"]) == "Hammer" and nearest("zzz", ["axe"]) is None
+    assert issubclass(ConfigError, SteelyardError) and issubclass(SteelyardError, ValueError)
+
+
+def test_entry_points_are_loaded_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Point:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def load(self) -> str:
+            asked.append(self.name)
+            return f"loaded {self.name}"
+
+    def entry_points(*, group: str) -> list[Point]:
+        assert group == "steelyard.tools"
+        return [Point("lathe"), Point("press")]
+
+    monkeypatch.setattr(registry_module, "entry_points", entry_points)
+    tools: Registry[str] = Registry("tool")
+    tools.register("saw", "own")
+    assert tools.get("saw") == "own" and not asked
+    assert tools.get("lathe") == tools.get("lathe") == "loaded lathe" and asked == ["lathe"]
+    with pytest.raises(ConfigError, match="unknown tool 'drill'"):
+        tools.get("drill")
+    assert asked == ["lathe"]
+
+
+# --------------------------------------------------------------------------------------------------
+# The decorator
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Registry[Any]:
+    """An empty registry in the place of the real one."""
+    empty: Registry[Any] = Registry("algorithm")
+    monkeypatch.setattr(core, "algorithms", empty)
+    return empty
+
+
+def test_keyword_only_defaults_become_hyperparameters(fresh: Registry[Any]) -> None:
+    @algorithm(paper="2401.00001", reference=True)
+    def mine(
+        pairs: Pairs,
+        *,
+        beta: Annotated[float, Gt(0.0)] = 0.1,
+        share: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.5,
+        cap: Annotated[float, Gt(0)] | None = None,
+        floor: Annotated[float | None, Ge(0.0), Lt(9.0)] = None,
+        link: Literal["logistic", "hinge"] = "logistic",
+        steps: int = 3,
+        average: bool = True,
+    ) -> Tensor:
+        """A title (Somebody, 2024).
+
+        Args:
+            beta: a strength that needs
+                two lines.
+            link: which link.
+        """
+        return -pairs.chosen.logp
+
+    spec = fresh.get("mine")
+    assert (spec.family, spec.reference, spec.data, spec.title) == (
+        "Pairs",
+        "frozen",
+        "pairs",
+        "A title (Somebody, 2024).",
+    )
+    found = {name: (hp.type, hp.default, hp.optional, hp.bounds) for name, hp in spec.hyperparameters.items()}
+    assert found == {
+        "beta": ("float", 0.1, False, {"gt": 0.0}),
+        "share": ("float", 0.5, False, {"ge": 0.0, "lt": 1.0}),
+        "cap": ("float", None, True, {"gt": 0.0}),
+        "floor": ("float", None, True, {"ge": 0.0, "lt": 9.0}),
+        "link": ("str", "logistic", False, {}),
+        "steps": ("int", 3, False, {}),
+        "average": ("bool", True, False, {}),
+    }
+    assert spec.hyperparameters["link"].choices == ("logistic", "hinge")
+    assert spec.hyperparameters["beta"].help == "a strength that needs two lines."
+    assert isinstance(spec.hyperparameters["cap"].bounds["gt"], float)  # typing's cache may hold Gt(0)
+
+
+def test_an_ill_formed_algorithm_is_refused_when_it_is_defined(fresh: Registry[Any]) -> None:
+    def positional(pairs: Pairs, beta: float = 0.1) -> Tensor:
+        return pairs.chosen.logp
+
+    def without_default(pairs: Pairs, *, beta: float) -> Tensor:
+        return pairs.chosen.logp
+
+    def of_no_family(pairs: Tensor) -> Tensor:
+        return pairs
+
+    def unusable(tokens: Tokens, *, mix: int | float = 1) -> Tensor:
+        return tokens.completions.logp
+
+    for function, message in (
+        (positional, "'beta' must be keyword-only with a default"),
+        (without_default, "'beta' must be keyword-only with a default"),
+        (of_no_family, "of_no_family: annotate 'pairs' with one of Tokens, Pairs"),
+        (unusable, "'mix' has an unusable annotation"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            algorithm(paper="-")(function)
+    assert not len(fresh)
+
+
+def test_the_untrained_start_has_no_loss() -> None:
+    assert algorithms.get("base").loss is None and not algorithms.get("base").online
+    with pytest.raises(ConfigError, match="'base' has no loss"):
+        loss("base", Tokens.from_logps([-1.0]))
+
+
+def test_only_methods_that_sample_are_online() -> None:
+    assert [name for name, spec in algorithms.items() if spec.online] == ["grpo"]
+    assert all(not spec.advantage or spec.advantage in advantages for _, spec in algorithms.items())
+
+
+# --------------------------------------------------------------------------------------------------
+# Hyperparameters of the registered algorithms
+
+HYPERPARAMETERS = [
+    (name, hp, entry) for name, e in load_catalogue().items() for hp, entry in e["hyperparameters"].items()
+]
+every_hyperparameter = pytest.mark.parametrize(
+    ("name", "hp", "entry"), HYPERPARAMETERS, ids=[f"{name}-{hp}" for name, hp, _ in HYPERPARAMETERS]
+)
+
+
+@every_hyperparameter
+def test_the_default_is_valid_and_is_the_functions_own(name: str, hp: str, entry: dict[str, Any]) -> None:
+    assert resolve_hyperparameters(name, {}) == resolve_hyperparameters(name, {hp: entry["default"]})
+    function = algorithms.get(name).loss
+    assert function is not None and function.__kwdefaults__[hp] == entry["default"]
+
+
+@every_hyperparameter
+def test_values_out_of_bounds_and_of_other_types_are_refused(
+    name: str, hp: str, entry: dict[str, Any]
+) -> None:
+    for bound, limit in entry["bounds"].items():
+        outside = {"gt": limit, "ge": limit - 1e-6, "lt": limit, "le": limit + 1e-6}[bound]
+        with pytest.raises(ConfigError, match=rf"^algorithm\.{hp}: must be .* {limit}, got"):
+            resolve_hyperparameters(name, {hp: outside})
+    wrong: list[Any] = ["much", [1.0], {}]
+    wrong += [1.0, "true", 1] if entry["type"] == "bool" else [True, math.nan, math.inf, "nan"]
+    wrong += [] if entry["optional"] else [None]
+    for value in wrong:
+        with pytest.raises(ConfigError, match=rf"^algorithm\.{hp}: expected a {entry['type']}, got"):
+            resolve_hyperparameters(name, {hp: value})
+
+
+@every_hyperparameter
+def test_a_misspelt_hyperparameter_gets_a_suggestion(name: str, hp: str, entry: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"unknown hyperparameter of {name} '{hp}x'.*Did you mean '{hp}'\?"
+    ):
+        resolve_hyperparameters(name, {f"{hp}x": entry["default"]})
+
+
+def test_numbers_as_yaml_reads_them() -> None:
+    values = resolve_hyperparameters("dpo", {"beta": "1e-2"})  # YAML 1.1 reads 1e-2 as a string
+    assert values == {"beta": 0.01} and resolve_hyperparameters("dpo", {"beta": 1}) == {"beta": 1.0}
+    assert isinstance(resolve_hyperparameters("dpo", {"beta": 1})["beta"], float)
+    assert resolve_hyperparameters("grpo", {"epsilon_high": 0.28})["epsilon_high"] == 0.28
+    assert resolve_hyperparameters("grpo", {"epsilon_high": None})["epsilon_high"] is None
+
+
+def test_choices_are_listed() -> None:
+    declared = {"link": {"type": "str", "default": "logistic", "choices": ["logistic", "hinge"]}}
+    with pytest.raises(ConfigError, match="algorithm.link: unknown value 'hing'; .*Did you mean 'hinge'"):
+        resolve_hyperparameters("mine", {"link": "hing"}, declared=declared)
+    assert resolve_hyperparameters("mine", {"link": "hinge"}, declared=declared) == {"link": "hinge"}
+
+
+def test_the_loss_checks_its_hyperparameters() -> None:
+    view = Pairs.from_logps([-1.0], [-2.0], [-1.0], [-2.0])
+    assert torch.allclose(loss("dpo", view, beta=0.5), torch.tensor([math.log(2)]))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown hyperparameter of dpo 'gamma'"):
+        loss("dpo", view, gamma=0.5)
+    with pytest.raises(ConfigError, match="algorithm.beta: must be greater than 0.0, got -0.5"):
+        loss("dpo", view, beta=-0.5)
+
+
+def test_an_unknown_algorithm_gets_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match="unknown algorithm 'simpoo'; choices: .*Did you mean 'simpo'"):
+        describe("simpoo")
+    with pytest.raises(ConfigError, match="Did you mean 'dpo_norm'"):
+        algorithms.get("dpo_norms")
+
+
+def test_a_plugins_algorithm_is_known_to_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_plugins", {})
+    entry = {"hyperparameters": {"beta": {"type": "float", "default": 1.0}}}
+    catalogue.add_plugin_entry("mine", entry)
+    assert describe("mine") is entry and "mine" not in load_catalogue()
+    assert resolve_hyperparameters("mine", {}) == {"beta": 1.0}
