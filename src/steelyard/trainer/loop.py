@@ -18,7 +18,7 @@ from steelyard.config import RunConfig
 from steelyard.errors import NumericalError
 from steelyard.models.load import Policy
 from steelyard.trainer.sources import Source
-from steelyard.trainer.state import load_progress, restore_optimizer, save_checkpoint
+from steelyard.trainer.state import load_progress, restore_optimizer, restore_weights, save_checkpoint
 from steelyard.trainer.step import StepInput, accumulate, learning_rate, make_optimizer, update
 
 Progress = Callable[[dict[str, Any]], None]
@@ -115,8 +115,9 @@ class Loop:
         )
 
     def restore(self, checkpoint: Path) -> None:
-        """Continue after ``checkpoint``, whose weights the policy must already have been loaded from."""
+        """Continue after ``checkpoint``."""
         state = load_progress(checkpoint)
+        restore_weights(checkpoint, self.policy)
         restore_optimizer(checkpoint, self.policy, self.optimizer)
         self.step = state["global_step"]
         self.tokens = state["num_tokens"]

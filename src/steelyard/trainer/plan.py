@@ -120,7 +120,12 @@ def model_directory(cfg: ModelConfig) -> Path:
 
 
 def model_fingerprint(cfg: ModelConfig) -> str:
-    """SHA-256 over the files that decide what a model computes (config, weights, tokenizer, template)."""
+    """SHA-256 over the files that decide what a model computes (config, weights, tokenizer, template).
+
+    Shapes of the ladder with random weights need no files: they are part of the package's source.
+    """
+    if cfg.init == "random" and cfg.name_or_path.startswith("builtin:"):
+        return sha256_json({"shape": cfg.name_or_path})
     directory = model_directory(cfg)
     names = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
     if cfg.init == "pretrained":

@@ -20,21 +20,14 @@ from steelyard.data.rows import read_table
 from steelyard.data.sources import resolve_path
 from steelyard.errors import RunError
 from steelyard.evals.runner import evaluate_preferences, evaluate_tasks
-from steelyard.models.load import Policy, freeze_copy, load_policy, save_policy, weights_sha256
+from steelyard.models.load import Policy, freeze_copy, save_policy, weights_sha256
 from steelyard.models.reference import attach_reference
 from steelyard.rundir import RunDir, peak_memory_mib, reset_peak_memory, run_id
 from steelyard.trainer.loop import Loop, Progress
 from steelyard.trainer.plan import GIVEN, run_identity_of
 from steelyard.trainer.rows import TrainingRows, training_rows
 from steelyard.trainer.sources import OfflineSource, OnlineSource, Source
-from steelyard.trainer.stages import (
-    ensure_stages,
-    load_start,
-    reference_store,
-    stage_facts,
-    start_directory,
-    trained_tokenizer,
-)
+from steelyard.trainer.stages import ensure_stages, load_start, reference_store, stage_facts
 from steelyard.trainer.state import checkpoints
 from steelyard.types import Group
 
@@ -161,15 +154,8 @@ class _Run:
         rows = training_rows(self.cfg, self.spec, start.tokenizer, self.stages.get("pairs", self.stages.get("correct")))
         self.run.update(render=rows.report)
         source = self._source(rows, start)
+        # From here on the start is the policy: whoever needs the policy at step 0 has taken a copy or values.
         policy = start
-        if checkpoint is not None:
-            policy = load_policy(
-                self.cfg.model,
-                self.cfg.lora if self.adapter else None,
-                head=self.head,  # type: ignore[arg-type]
-                seed=self.cfg.seed,
-                directory=checkpoint,
-            )
         loop = Loop(self.cfg, self.spec, policy, source, seed=self.cfg.seed, progress=self.progress)
         if checkpoint is not None:
             loop.restore(checkpoint)
@@ -210,10 +196,9 @@ class _Run:
 
     def _attach(self, start: Policy, groups: Sequence[Group]) -> list[Group]:
         """Reference log-probabilities: the policy at step 0, from the shared cache."""
-        with start.reference_mode():
-            logps = reference_store(self.cache).logps(
-                start, groups, tokens_per_microbatch=self.cfg.train.tokens_per_microbatch
-            )
+        reference = start if start.adapter is None else freeze_copy(start)
+        store = reference_store(self.cache)
+        logps = store.logps(reference, groups, tokens_per_microbatch=self.cfg.train.tokens_per_microbatch)
         return attach_reference(groups, logps)
 
     # -- evaluation
@@ -251,6 +236,3 @@ class _Run:
         if self.head == "score":
             return result.groups
         return self._attach(load_start(self.cfg, self.cache), result.groups)
-
-
-__all__ = ["execute", "start_directory", "trained_tokenizer"]

@@ -130,7 +130,7 @@ class OnlineSource:
         sampler = NativeSampler(
             policy.model,
             eos_ids=stop_ids(policy.tokenizer),
-            pad_id=policy.tokenizer.pad_token_id,
+            pad_id=policy.pad_id,
             policy_version=step,
         )
         params = SamplingParams(
@@ -193,10 +193,9 @@ class OnlineSource:
 
 def _logps(policy: Policy, groups: list[Group], budget: int, temperature: float) -> list[torch.Tensor]:
     """Log-probabilities of all trained tokens without gradients, one tensor per micro-batch."""
-    device = next(policy.model.parameters()).device
-    with policy.evaluating():
+    with policy.measuring() as model:
         return [
-            token_logprobs(policy.model, batch.to(device), temperature=temperature).logp
+            token_logprobs(model, batch.to(policy.device), temperature=temperature).logp
             for batch in pack(groups, budget, padded=not policy.packed)
         ]
 

@@ -25,7 +25,7 @@ from steelyard.models.load import Policy, load_policy
 from steelyard.models.reference import ReferenceCache
 from steelyard.rollout.sampler import NativeSampler, SamplingParams
 from steelyard.trainer.plan import Kind, StageSpec, plan_stages
-from steelyard.trainer.rows import read_group, task_items, training_rows, with_labels, write_groups
+from steelyard.trainer.rows import read_group, task_items, training_rows, write_groups
 from steelyard.types import Group
 
 Progress = Callable[[dict[str, Any]], None]
@@ -150,7 +150,7 @@ def _make_generate(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -
     rng = np.random.default_rng([cfg.seed, 0x6E6E])
     chosen = [items[i] for i in rng.permutation(len(items))[: settings.prompts]]
     sampler = NativeSampler(
-        policy.model, eos_ids=stop_ids(policy.tokenizer), pad_id=policy.tokenizer.pad_token_id, policy_version=0
+        policy.model, eos_ids=stop_ids(policy.tokenizer), pad_id=policy.pad_id, policy_version=0
     )
     params = SamplingParams(
         n=settings.num_generations,
@@ -280,15 +280,3 @@ def _plain(cfg: RunConfig, cache: Path) -> Callable[[np.ndarray], str]:
         known |= {tuple(i): t for i, t in zip(row["completion_ids"], row["completions"], strict=True)}
     return lambda ids: known[tuple(ids.tolist())]
 
-
-__all__ = [
-    "ensure_stages",
-    "load_start",
-    "reference_store",
-    "run_stage",
-    "stage_directories",
-    "stage_facts",
-    "start_directory",
-    "trained_tokenizer",
-    "with_labels",
-]

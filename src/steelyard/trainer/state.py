@@ -59,6 +59,28 @@ def load_progress(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
 
 
+def restore_weights(checkpoint: Path, policy: Policy) -> None:
+    """Put a checkpoint's weights (its adapter's, for LoRA) into the policy, in place.
+
+    Raises:
+        RunError: names or shapes do not fit the model.
+    """
+    if policy.adapter is not None:
+        import peft
+
+        weights = load_file(checkpoint / "adapter_model.safetensors")
+        result = peft.set_peft_model_state_dict(policy.model, weights)
+        missing = [name for name in result.missing_keys if "lora_" in name]
+    else:
+        weights = load_file(checkpoint / "model.safetensors")
+        result = policy.model.load_state_dict(weights, strict=False)
+        tied = getattr(policy.model, "_tied_weights_keys", None) or ()
+        missing = [name for name in result.missing_keys if name not in tied]
+    if missing or result.unexpected_keys:
+        odd = (missing or result.unexpected_keys)[0]
+        raise RunError(f"{checkpoint}: its weights do not fit the model (for example '{odd}')")
+
+
 def restore_optimizer(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Put the optimizer's moments back; raises :class:`RunError` when they do not fit the model."""
     tensors = load_file(checkpoint / "optimizer.safetensors")

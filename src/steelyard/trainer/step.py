@@ -53,9 +53,8 @@ def accumulate(inputs: StepInput, groups: Sequence[Group]) -> dict[str, float]:
         NumericalError: a loss term is NaN or infinite; names the groups of the micro-batch.
     """
     spec, hp = inputs.spec, inputs.hyperparameters
-    device = next(inputs.policy.model.parameters()).device
     batches = [
-        batch.to(device)
+        batch.to(inputs.policy.device)
         for batch in pack(groups, inputs.tokens_per_microbatch, padded=not inputs.policy.packed)
     ]
     counts = step_counts(spec, groups)
@@ -82,7 +81,7 @@ def accumulate(inputs: StepInput, groups: Sequence[Group]) -> dict[str, float]:
         for name, part in parts.items():
             totals[f"loss/{name}"] += float(part.detach())
         for name, values in diagnostics(view).items():
-            items[name].append(values)
+            items[name].append(values.detach())
     joined = {name: torch.cat(values).double() for name, values in items.items() if sum(map(len, values))}
     return {**totals, **{n: float(v.max() if n.endswith("/max") else v.mean()) for n, v in joined.items()}}
 

@@ -1,0 +1,246 @@
+"""The loop: any split of a step gives the same gradient; a killed and resumed run equals the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steelyard.algorithms import load as load_algorithms
+from steelyard.algorithms.core import algorithms
+from steelyard.config import RunConfig
+from steelyard.errors import ConfigError, NumericalError, RunError
+from steelyard.models.load import load_policy
+from steelyard.rundir import RunDir
+from steelyard.trainer.rows import training_rows
+from steelyard.trainer.run import execute
+from steelyard.trainer.sources import OfflineSource
+from steelyard.trainer.stages import ensure_stages
+from steelyard.trainer.step import StepInput, accumulate, learning_rate
+
+load_algorithms()
+
+FAMILY_METHODS = ["sft", "rft", "dpo", "kto", "rm", "grpo"]
+"""One method of every family, and both kinds of self-made supervised rows."""
+
+
+def config(algorithm: str, **changes: Any) -> RunConfig:
+    """A run of a few seconds: six steps on the smallest model."""
+    plain: dict[str, Any] = {
+        "model": {"name_or_path": "builtin:0.1m"},
+        "algorithm": {"name": algorithm},
+        "data": {
+            "task": "arithmetic",
+            "limit": 64,
+            "generate": {"prompts": 24, "num_generations": 6, "max_completion_length": 64},
+        },
+        "optim": {"learning_rate": 1e-3},
+        "train": {"prompts_per_step": 4, "max_steps": 6, "tokens_per_microbatch": 2048, "save_steps": 2},
+        "rollout": {"num_generations": 4, "max_completion_length": 48},
+        "eval": {"tasks": ["arithmetic"], "limit": 8},
+    }
+    for key, value in changes.items():
+        section, _, leaf = key.partition("__")
+        if leaf:
+            plain[section] = {**plain.get(section, {}), leaf: value}
+        else:
+            plain[section] = value
+    return RunConfig.model_validate(plain)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared inputs of all runs of this module, made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without what depends on the clock."""
+    clock = {"step_time", "tokens_per_second"}
+    return [{k: v for k, v in row.items() if k not in clock} for row in RunDir.open(run).metrics()]
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "orpo", "kto", "rm"])
+def test_any_split_of_a_step_gives_the_same_gradient(algorithm: str, cache: Path) -> None:
+    cfg = config(algorithm)
+    stages = ensure_stages(cfg, cache)
+    spec = algorithms.get(algorithm)
+    head = "score" if spec.family == "Scores" else "lm"
+    policy = load_policy(cfg.model, None, head=head, seed=0)
+    rows = training_rows(cfg, spec, policy.tokenizer, stages.get("pairs"))
+    attach = None
+    if spec.reference == "frozen":
+        from steelyard.models.reference import ReferenceCache, attach_reference
+
+        store = ReferenceCache(cache / "logps")
+
+        def attach(groups: Any) -> Any:
+            return attach_reference(groups, store.logps(policy, groups, tokens_per_microbatch=4096))
+
+    source = OfflineSource(rows.groups[:24], cfg.train, seed=0, attach=attach, mismatch=spec.mismatched)
+    groups, _ = source.groups(0, policy)
+    # Move the policy off the reference, so that no loss sits at its symmetric point.
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+    def gradient(budget: int) -> tuple[float, torch.Tensor]:
+        policy.model.zero_grad()
+        inputs = StepInput(policy, spec, cfg.algorithm.hyperparameters, budget)
+        loss = accumulate(inputs, groups)["loss"]
+        return loss, torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+
+    whole_loss, whole = gradient(100_000)
+    largest = max(group.tokens for group in groups)
+    for budget in (largest, 2 * largest):
+        loss, split = gradient(budget)
+        assert loss == pytest.approx(whole_loss, rel=1e-6)
+        assert float((split - whole).norm() / whole.norm()) < 2e-6
+
+
+@pytest.mark.parametrize("algorithm", FAMILY_METHODS)
+def test_resumed_equals_uninterrupted(algorithm: str, cache: Path, tmp_path: Path) -> None:
+    cfg = config(algorithm)
+    straight = execute(cfg, tmp_path / "straight", cache=cache).path
+
+    class Stop(Exception):
+        """Stands for a crash."""
+
+    def crash(event: dict[str, Any]) -> None:
+        if event["phase"] == "train" and event["step"] == 5:  # after the checkpoint of step 4
+            raise Stop
+
+    with pytest.raises(Stop):
+        execute(cfg, tmp_path / "broken", cache=cache, progress=crash)
+    assert RunDir.open(tmp_path / "broken").status == "failed"
+    resumed = execute(cfg, tmp_path / "broken", cache=cache).path
+    assert same(weights(straight), weights(resumed))
+    assert metrics(straight) == metrics(resumed)
+
+
+def test_lora_resumed_equals_uninterrupted_and_leaves_the_base_alone(cache: Path, tmp_path: Path) -> None:
+    cfg = config("dpo", lora={"r": 4, "lora_dropout": 0.1})
+    straight = execute(cfg, tmp_path / "straight", cache=cache).path
+
+    def crash(event: dict[str, Any]) -> None:
+        if event["phase"] == "train" and event["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(cfg, tmp_path / "broken", cache=cache, progress=crash)
+    resumed = execute(cfg, tmp_path / "broken", cache=cache).path
+    a, b = (load_file(run / "model" / "adapter_model.safetensors") for run in (straight, resumed))
+    assert same(a, b)
+    assert not (straight / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", FAMILY_METHODS)
+def test_killed_and_resumed_equals_uninterrupted(algorithm: str, cache: Path, tmp_path: Path) -> None:
+    cfg = config(algorithm)
+    straight = execute(cfg, tmp_path / "straight", cache=cache).path
+    out = tmp_path / "killed"
+    (tmp_path / "config.json").write_text(cfg.model_dump_json(by_alias=True), encoding="utf-8")
+    code = (
+        "import sys, json; from pathlib import Path; from steelyard.config import RunConfig; "
+        "from steelyard.trainer.run import execute; "
+        "cfg = RunConfig.model_validate(json.loads(Path(sys.argv[1]).read_text())); "
+        "execute(cfg, Path(sys.argv[2]), cache=Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "config.json"), str(out), str(cache)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint-2" / "trainer_state.json").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint within two minutes"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert RunDir.open(out).status == "running"
+    resumed = execute(cfg, out, cache=cache).path
+    assert same(weights(straight), weights(resumed))
+    assert metrics(straight) == metrics(resumed)
+
+
+def test_same_seed_same_run_other_seed_other_run(cache: Path, tmp_path: Path) -> None:
+    runs = [
+        execute(config("sft", seed=seed), tmp_path / name, cache=cache).path
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert not same(weights(runs[0]), weights(runs[2]))
+
+
+def test_a_finished_run_is_returned_and_never_overwritten(cache: Path, tmp_path: Path) -> None:
+    cfg = config("sft", train__max_steps=1)
+    first = execute(cfg, tmp_path / "run", cache=cache)
+    stamp = (first.path / "run.json").stat().st_mtime_ns
+    again = execute(cfg, tmp_path / "run", cache=cache)
+    assert (again.path / "run.json").stat().st_mtime_ns == stamp
+    with pytest.raises(RunError, match="another"):
+        execute(config("sft", train__max_steps=2), tmp_path / "run", cache=cache)
+
+
+def test_base_only_evaluates(cache: Path, tmp_path: Path) -> None:
+    run = execute(config("base"), tmp_path / "base", cache=cache)
+    facts = run.facts()
+    assert facts["steps"] == 0 and facts["given"] == []
+    assert "eval/arithmetic/score" in facts["metrics"]
+    assert len(run.records("arithmetic")) == 8
+
+
+def test_nan_stops_the_run_and_marks_it(cache: Path, tmp_path: Path) -> None:
+    cfg = config("sft", optim__learning_rate=1e30, train__max_steps=6)
+    with pytest.raises(NumericalError, match="not finite|norm is"):
+        execute(cfg, tmp_path / "nan", cache=cache)
+    facts = json.loads((tmp_path / "nan" / "run.json").read_text())
+    assert facts["status"] == "failed" and "NumericalError" in facts["error"]
+    assert not (tmp_path / "nan" / "model").exists()
+
+
+def test_pairs_on_a_task_need_generation() -> None:
+    from steelyard.trainer.plan import plan_stages
+
+    with pytest.raises(ConfigError, match="data.generate"):
+        plan_stages(config("dpo", data={"task": "arithmetic"}))
+
+
+def test_offline_methods_of_a_seed_share_their_inputs() -> None:
+    from steelyard.trainer.plan import plan_stages
+
+    def ids(algorithm: str, seed: int = 0) -> dict[str, str]:
+        return {stage.kind: stage.id for stage in plan_stages(config(algorithm, seed=seed))}
+
+    assert ids("dpo") == ids("ipo") == ids("kto")
+    assert ids("simpo") == {k: v for k, v in ids("dpo").items() if k != "reference"}
+    assert ids("rft")["generate"] == ids("dpo")["generate"]
+    assert ids("dpo", seed=1)["generate"] != ids("dpo")["generate"]
+
+
+def test_learning_rate_shapes() -> None:
+    from steelyard.config import OptimConfig
+
+    linear = OptimConfig(learning_rate=1.0, lr_scheduler_type="linear", warmup_ratio=0.2)
+    assert [round(learning_rate(linear, s, 10), 4) for s in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
+    cosine = OptimConfig(learning_rate=1.0, warmup_ratio=0.0)
+    assert learning_rate(cosine, 5, 10) == pytest.approx(0.5)
+    constant = OptimConfig(learning_rate=1.0, lr_scheduler_type="constant", warmup_ratio=0.0)
+    assert {learning_rate(constant, s, 10) for s in range(10)} == {1.0}
