@@ -98,8 +98,7 @@ def load_start(cfg: RunConfig, cache: Path, *, adapter: bool = False, head: Any 
 def trained_tokenizer(cfg: RunConfig) -> Any:
     """A byte-level BPE tokenizer of the training rows' texts (prompts and all completions)."""
     from steelyard.data.bpe import train_bpe
-    from steelyard.data.inspect import row_texts
-    from steelyard.data.sources import load_table
+    from steelyard.data.sources import load_table, row_texts
 
     assert cfg.model.train_tokenizer is not None
     if cfg.data.path is None:

@@ -1,0 +1,63 @@
+"""Where rows come from: a file of the user's, or data that ships with the package (``data:NAME``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from steelyard.config import DataConfig
+from steelyard.data.rows import Table, read_table
+from steelyard.errors import DataError, unknown
+
+SHIPPED = Path(__file__).parent.parent / "builtin" / "data"
+"""Directory of the data files that ship with the package."""
+
+_ENDINGS = (".jsonl.gz", ".jsonl", ".json", ".csv", ".parquet")
+
+
+def shipped() -> dict[str, Path]:
+    """Name (as in ``data:NAME``) -> file of every data set that ships with the package."""
+    found = {}
+    for path in sorted(SHIPPED.glob("*")):
+        ending = next((e for e in _ENDINGS if path.name.endswith(e)), None)
+        if ending is not None:
+            found[path.name.removesuffix(ending)] = path
+    return found
+
+
+def resolve_path(path: str | Path) -> Path:
+    """The file that a path or ``data:NAME`` means; raises :class:`DataError` when there is none."""
+    text = str(path)
+    if text.startswith("data:"):
+        name = text.removeprefix("data:")
+        if name not in shipped():
+            raise DataError(unknown("shipped data set", name, shipped()))
+        return shipped()[name]
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"{file}: no such file")
+    return file
+
+
+def load_table(data: DataConfig) -> Table:
+    """The rows of ``data.path``, with columns renamed and cut to ``data.limit``."""
+    if data.path is None:
+        raise DataError("data.path is not given: a built-in task has items, not a file of rows")
+    return read_table(resolve_path(data.path), columns=data.columns, limit=data.limit)
+
+
+def row_texts(table: Table) -> Iterator[str]:
+    """Every text of every row (prompts, completions, message contents), for training a tokenizer."""
+    for row in table.rows:
+        for value in row.values():
+            yield from _texts(value)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, dict):
+        yield from _texts(value.get("content"))
