@@ -30,6 +30,10 @@ NAME = "steelyard_decode"
 
 _FIRST_CAPACITY = 32
 
+REPEATED_PROMPT = 0.75
+"""What a block costs in units of a slot, when completions are dealt anew.  Measured on CPU with models of 0.1
+to 2M parameters: throughput is flat between 0.25 and 1, the higher end being better for long prompts."""
+
 
 @dataclass
 class _Layer:
@@ -253,9 +257,8 @@ def deal(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How live completions of unequally many per prompt are put into equal blocks, at least cost.
 
-    With many slots per block few prompts are read often by few rows; with few slots prompts are repeated.
-    A repeated prompt counts half as much as an empty slot (measured on CPU for models of 0.1 to 10M
-    parameters); the choice affects speed alone.
+    With many slots per block a prompt is read for many rows at once, but slots stay empty; with few slots
+    prompts are repeated.  The choice affects speed alone.
 
     Args:
         prompts: ``int64[r]`` the prompt of every current model row.
@@ -271,7 +274,7 @@ def deal(
     _, counts = np.unique(prompts[live], return_counts=True)
     options = np.arange(1, counts.max() + 1)
     blocks = np.ceil(counts[None, :] / options[:, None]).sum(1)
-    slots = int(options[np.argmin(blocks * options + 0.5 * blocks)])
+    slots = int(options[np.argmin(blocks * options + REPEATED_PROMPT * blocks)])
     sources, identity = [], []
     for members in np.split(live, np.cumsum(counts)[:-1]):
         for start in range(0, len(members), slots):
