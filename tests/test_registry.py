@@ -1,4 +1,4 @@
-"""Names and hyperparameters: the registry, the decorator that fills it, errors that name the nearest choice."""
+"""Names and hyperparameters: the registry, the decorator that fills it, errors with the nearest choice."""
 
 from __future__ import annotations
 
