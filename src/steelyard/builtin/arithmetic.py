@@ -10,7 +10,7 @@ token per number.  Text is lower case with a space between any two tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,26 +45,26 @@ class Verb:
         return self.phrase.split()[0]
 
 
-_COUNTS = range(2, 21)
+_COUNTS = range(2, 31)
+_GAINS = "buys finds wins picks earns gets collects receives gathers adds borrows takes"
+_LOSSES = "loses sells drops uses lends breaks spends donates trades hides returns"
 VERBS = (
-    Verb("buys {k} more", "+", _COUNTS),
-    Verb("finds {k} more", "+", _COUNTS),
-    Verb("wins {k} more", "+", _COUNTS),
-    Verb("picks {k} more", "+", _COUNTS),
-    Verb("borrows {k} more", "+", _COUNTS),
-    Verb("earns {k} more", "+", _COUNTS),
-    Verb("loses {k}", "-", _COUNTS),
+    *(Verb(f"{word} {{k}} more", "+", _COUNTS) for word in _GAINS.split()),
+    *(Verb(f"{word} {{k}}", "-", _COUNTS) for word in _LOSSES.split()),
     Verb("gives {k} away", "-", _COUNTS),
-    Verb("sells {k}", "-", _COUNTS),
-    Verb("drops {k}", "-", _COUNTS),
-    Verb("lends {k}", "-", _COUNTS),
-    Verb("uses {k}", "-", _COUNTS),
+    Verb("throws {k} away", "-", _COUNTS),
     Verb("doubles them", "*", range(2, 3)),
     Verb("triples them", "*", range(3, 4)),
+    Verb("quadruples them", "*", range(4, 5)),
+    Verb("makes {k} times as many", "*", range(2, 7)),
+    Verb("multiplies them by {k}", "*", range(2, 7)),
     Verb("halves them", "/", range(2, 3)),
-    Verb("makes {k} times as many", "*", range(2, 6)),
+    Verb("thirds them", "/", range(3, 4)),
+    Verb("quarters them", "/", range(4, 5)),
 )
-_START = range(2, 41)
+_START = range(2, 61)
+_FREQUENCY: dict[Operator, int] = {"+": 35, "-": 35, "*": 18, "/": 12}
+_BY_OPERATOR = {operator: [verb for verb in VERBS if verb.operator == operator] for operator in _FREQUENCY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def apply(value: int, operator: Operator, operand: int) -> int:
     return value * operand if operator == "*" else value // operand
 
 
-def work(start: int, operations: list[tuple[Operator, int]]) -> tuple[str, int] | None:
+def work(start: int, operations: Sequence[tuple[Operator, int]]) -> tuple[str, int] | None:
     """The written chain (``5 + 3 = 8 . 8 * 2 = 16 .``) and its result; None if it leaves 0..LARGEST."""
     value, lines = start, []
     for operator, operand in operations:
@@ -136,7 +136,8 @@ def draw(random_: random.Random, steps: int) -> Problem:
     name, thing, start = random_.choice(NAMES), random_.choice(OBJECTS), random_.choice(_START)
     value, told = start, []
     while len(told) < steps:
-        verb = random_.choice(VERBS)
+        operator = random_.choices(tuple(_FREQUENCY), tuple(_FREQUENCY.values()))[0]
+        verb = random_.choice(_BY_OPERATOR[operator])
         operand = random_.choice(verb.operands)
         if verb.operator == "/" and value % operand:
             continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from steelyard.builtin.splits import digest, stream
+from steelyard.builtin.splits import digest, fraction, stream
 
 FIRST = ("zib", "kor", "mul", "tav", "pex", "lun", "dro", "fim", "gat", "hob", "nek", "sul")
 SECOND = ("ano", "ebi", "iru", "oma", "uki", "ale", "esto", "imo", "oru", "una", "ardi", "elto")
@@ -52,6 +52,11 @@ class Fact:
     def canonical(self) -> str:
         """What the fact is about; there is one fact per canonical form."""
         return f"{self.creature}:{self.attribute}"
+
+    @property
+    def fame(self) -> float:
+        """How often the fact is told in the corpus, relative to others: some are well known, some hardly."""
+        return 0.05 + fraction("facts", "fame", self.canonical) ** 2
 
     @property
     def question(self) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS, UNK = "<|pad|>", "<|bos|>", "<|end|>", "<|unk|>"
 ROLES = {role: f"<|{role}|>" for role in ("system", "user", "assistant", "tool")}
-VOCABULARY_SIZE = 512
+VOCABULARY_SIZE = 576
 """Rows of the embedding; what the words leave free is reserved."""
 MAX_LENGTH = 512
 """Positions of every ladder model."""
@@ -32,18 +32,19 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
 )
-"""Only an assistant's turn ends with a token of its own (EOS), so every prefix of turns is a prefix of the text."""
+"""Only an assistant's turn ends with a token of its own (EOS); a prefix of turns is a prefix of the text."""
 
 _SIGNS = ("####", "+", "-", "*", "/", "=", ".", ",", "?", "!", ":", ";", "(", ")", '"', "'", "%", "$")
 _GENERAL = """
 a an the and or not no yes so then if of to in on at by for from with as is are was be i you he she it we they
 this that these those my your his her one word words line lines list letter number numbers answer question
-sentence first last next before after left right big small more less most only all some any each every same other
-begin start end stop repeat reverse count sort say write use avoid include exactly least than twice once
-please thanks thank hello hi bye sorry sure good great bad nice happy sad kind rude help welcome friend
-today now new old who what why when how can could would should will do make give tell think know like want
-short long easy hard step steps total remain
-""".split()
+sentence first last next before after left right big small more less most only all some any each every same
+other begin start end stop repeat reverse count sort say write use avoid include exactly least than twice once
+please thanks thank hello hi bye sorry sure good great bad nice happy sad kind rude help welcome friend today
+now new old who what why when how can could would should will do make give tell think know like want short
+long easy hard step steps total remain
+"""
+"""Words for conversations and instructions."""
 
 
 def words() -> list[str]:
@@ -55,7 +56,9 @@ def words() -> list[str]:
     told += [*facts.FIRST, *facts.SECOND]
     numbers = [str(number) for number in range(arithmetic.LARGEST + 1)]
     return list(
-        dict.fromkeys([*numbers, *_SIGNS, *(word for text in told for word in text.split()), *_GENERAL])
+        dict.fromkeys(
+            [*numbers, *_SIGNS, *(word for text in told for word in text.split()), *_GENERAL.split()]
+        )
     )
 
 

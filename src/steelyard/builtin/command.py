@@ -1,0 +1,73 @@
+"""What ``steelyard builtin`` runs: list the ladder, train one of its sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from steelyard.builtin import ladder
+from steelyard.builtin.tasks import SIZES
+from steelyard.errors import ModelError
+from steelyard.evals.task import tasks
+
+
+def list_command() -> None:
+    """Print the ladder and the built-in tasks."""
+    sizes = Table("size", "hidden", "layers", "heads", "weights", title="Ladder")
+    for size, shape in ladder.LADDER.items():
+        weights = (
+            "shipped" if size in ladder.shipped() else f"steelyard builtin train --size {size} --out {size}"
+        )
+        heads = f"{shape.hidden // ladder.HEAD_DIM} x {ladder.HEAD_DIM}"
+        sizes.add_row(f"builtin:{size}", str(shape.hidden), str(shape.layers), heads, weights)
+    listed = Table("task", "version", "kind", "role", "train / selection / test", "what", title="Tasks")
+    for name, counts in SIZES.items():
+        task = tasks.get(name)
+        items = " / ".join(str(count) for count in counts.values())
+        listed.add_row(name, task.version, task.kind, task.role, items, task.description)
+    console = Console()
+    console.print(sizes)
+    console.print(listed)
+
+
+def train_command(size: str, out: Path, seed: int = 0, threads: int = 2, steps: int | None = None) -> None:
+    """Pretrain the base of ``size`` into the directory ``out`` and print what it can do.
+
+    Raises:
+        ModelError: unknown size, or ``out`` exists and is not an empty directory.
+    """
+    ladder.shape(size)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out} exists already; name a new directory for the base")
+    # Torch takes seconds to import: only after the arguments are known to be good.
+    from steelyard.builtin import measure, pretrain
+    from steelyard.rundir import sha256_file
+
+    steps = pretrain.STEPS if steps is None else steps
+    console = Console()
+    columns = ("[progress.description]{task.description}", "loss {task.fields[loss]:.3f}")
+    with Progress(
+        TextColumn(columns[0]),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn(columns[1]),
+        console=console,
+    ) as bar:
+        job = bar.add_task(f"pretraining {size}", total=steps, loss=float("nan"))
+        pretrain.train(
+            size,
+            out,
+            seed=seed,
+            steps=steps,
+            threads=threads,
+            progress=lambda done, loss: bar.update(job, completed=done, loss=loss),
+        )
+    console.print(f"{out / 'model.safetensors'}  sha256 {sha256_file(out / 'model.safetensors')}")
+    found = Table("selection split", "accuracy")
+    for name, value in measure.measure(out).items():
+        found.add_row(name, f"{value:.3f}")
+    console.print(found)
