@@ -14,7 +14,7 @@ from torch import nn
 
 from steelyard.config import EvalConfig
 from steelyard.data.packing import PackedBatch, pack
-from steelyard.data.render import completion_ids, completion_text, prompt_ids, stop_ids
+from steelyard.data.render import completion_ids, completion_text, prompt_ids
 from steelyard.errors import DataError, NumericalError
 from steelyard.evals.task import Item, Purpose, Task, Verdict
 from steelyard.evals.tasks import get_task
@@ -61,7 +61,7 @@ def evaluate_tasks(
             raise DataError(f"task '{task.name}': the split '{cfg.split}' has no items")
         with policy.measuring() as model:
             if task.kind == "generative":
-                rows = _generative(policy, model, task, items, cfg.max_completion_length, seed)
+                rows = _generative(policy, task, items, cfg.max_completion_length, seed)
                 means = ("score", "strict", "flexible", "truncated", "empty", "length")
             else:
                 rows = _choice(policy, model, task, items)
@@ -126,13 +126,11 @@ def evaluate_preferences(
 
 
 def _generative(
-    policy: Policy, model: nn.Module, task: Task, items: Sequence[Item], max_length: int, seed: int
+    policy: Policy, task: Task, items: Sequence[Item], max_length: int, seed: int
 ) -> list[Record]:
     """Greedy answers and their verdicts, one row per item."""
     tokenizer = policy.tokenizer
-    ends = {*policy.eos_ids, *stop_ids(tokenizer)}
-    sampler = NativeSampler(model, eos_ids=ends, pad_id=policy.pad_id)
-    groups = sampler.generate(
+    groups = NativeSampler.of(policy).generate(
         [prompt_ids(tokenizer, item.prompt) for item in items],
         SamplingParams(temperature=0.0, max_completion_length=max_length),
         seed=seed,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from steelyard.data.packing import PaddedLayout
+from steelyard.data.render import stop_ids
 from steelyard.errors import DataError
 from steelyard.models.attention import (
     attention_implementation,
@@ -28,6 +29,7 @@ from steelyard.models.attention import (
     standard_attention,
     supports_packing,
 )
+from steelyard.models.load import Policy
 from steelyard.models.logprobs import output_head
 from steelyard.rollout.decode import NAME, DecodeCache, deal
 from steelyard.rollout.sampling import SamplingParams, choose, stream_matrix
@@ -89,6 +91,12 @@ class NativeSampler:
                 _support[base] = supports_packing(model)
         able, reason = _support[base]
         self.why = "" if able else f"sampled through transformers' generate: {reason}"
+
+    @classmethod
+    def of(cls, policy: Policy, *, policy_version: int = 0) -> NativeSampler:
+        """The sampler of a policy: it stops where the policy's tokenizer, template or generation config end."""
+        ends = {*policy.eos_ids, *stop_ids(policy.tokenizer)}
+        return cls(policy.model, eos_ids=ends, pad_id=policy.pad_id, policy_version=policy_version)
 
     def generate(
         self, prompts: Sequence[np.ndarray], params: SamplingParams, *, seed: int, keys: Sequence[str] = ()

@@ -16,7 +16,7 @@ from steelyard.algorithms.advantages import advantages
 from steelyard.algorithms.core import AlgorithmSpec
 from steelyard.config import RolloutConfig, TrainConfig
 from steelyard.data.packing import StepOrder, pack
-from steelyard.data.render import completion_text, stop_ids
+from steelyard.data.render import completion_text
 from steelyard.errors import DataError
 from steelyard.models.load import Policy
 from steelyard.models.logprobs import token_logprobs
@@ -127,12 +127,7 @@ class OnlineSource:
         return scored, reward_metrics | _length_metrics(sampled)
 
     def _sample(self, chosen: list[Group], step: int, policy: Policy) -> list[Group]:
-        sampler = NativeSampler(
-            policy.model,
-            eos_ids=stop_ids(policy.tokenizer),
-            pad_id=policy.pad_id,
-            policy_version=step,
-        )
+        sampler = NativeSampler.of(policy, policy_version=step)
         params = SamplingParams(
             n=self.rollout.num_generations,
             temperature=self.rollout.temperature,

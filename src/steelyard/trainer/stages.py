@@ -18,7 +18,7 @@ import numpy as np
 
 from steelyard.algorithms.core import algorithms
 from steelyard.config import AlgorithmConfig, RunConfig
-from steelyard.data.render import completion_text, prompt_ids, stop_ids
+from steelyard.data.render import completion_text, prompt_ids
 from steelyard.errors import DataError, RunError
 from steelyard.files import read_jsonl
 from steelyard.models.load import Policy, load_policy
@@ -148,9 +148,7 @@ def _make_generate(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -
     items, verify = task_items(cfg)
     rng = np.random.default_rng([cfg.seed, 0x6E6E])
     chosen = [items[i] for i in rng.permutation(len(items))[: settings.prompts]]
-    sampler = NativeSampler(
-        policy.model, eos_ids=stop_ids(policy.tokenizer), pad_id=policy.pad_id, policy_version=0
-    )
+    sampler = NativeSampler.of(policy)
     params = SamplingParams(
         n=settings.num_generations,
         temperature=settings.temperature,
