@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from family_inputs import BUILD, random_inputs
@@ -190,12 +191,13 @@ def test_detach(family: str) -> None:
         assert torch.equal(left, right)
 
 
+@pytest.mark.parametrize("wide", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_concat_of_different_widths_is_the_whole(family: str) -> None:
+def test_concat_of_different_widths_is_the_whole(family: str, wide: int) -> None:
     raw = random_inputs(family)
-    part = {k: v[3:] for k, v in raw.items()}
-    narrow = {k: torch.nn.functional.pad(v[:3], (0, 2)) if v.dim() == 2 else v[:3] for k, v in raw.items()}
-    joined, whole = View.concat([BUILD[family](**narrow), BUILD[family](**part)]), BUILD[family](**raw)
+    parts = [{key: value[rows] for key, value in raw.items()} for rows in (slice(0, 3), slice(3, 5))]
+    parts[wide] = {key: F.pad(v, (0, 2)) if v.dim() == 2 else v for key, v in parts[wide].items()}
+    joined, whole = View.concat([BUILD[family](**part) for part in parts]), BUILD[family](**raw)
     assert joined.items == 5
     for left, right in zip(leaves(joined), leaves(whole), strict=True):
         if right.dim() == 2:
