@@ -118,9 +118,7 @@ def _kto_at_reference(hp: Mapping[str, Any], label: Tensor) -> float:
 
 
 NAMES = [
-    name
-    for name, spec in algorithms.items()
-    if spec.loss is not None and spec.loss.__module__.startswith("steelyard.")
+    name for name, spec in algorithms.items() if spec.loss is not None and spec.loss.__module__.startswith("steelyard.")
 ]
 CASES = [
     pytest.param(name, hp, id="-".join([name, *(f"{key}={value}" for key, value in hp.items())]))
@@ -372,9 +370,7 @@ def test_only_the_policy_has_a_gradient(name: str, hp: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("parts", [[[0], [1], [2], [3], [4]], [[4, 1], [], [3, 0, 2]]])
 @every_case
-def test_any_split_of_a_step_gives_the_same_gradient(
-    name: str, hp: dict[str, Any], parts: list[list[int]]
-) -> None:
+def test_any_split_of_a_step_gives_the_same_gradient(name: str, hp: dict[str, Any], parts: list[list[int]]) -> None:
     spec = algorithms.get(name)
     raw, values = random_inputs(spec.family), settings(spec, hp)
     counts = view_counts(BUILD[spec.family](**raw))

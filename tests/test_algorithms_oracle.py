@@ -86,8 +86,7 @@ def agree(theirs: Tensor, ours: Any, model: nn.Module, *, rtol: float = 2e-5) ->
     assert float(ours) == pytest.approx(float(theirs), rel=rtol, abs=1e-6)
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = [
-        torch.cat([g.double().flatten() for g in torch.autograd.grad(value, parameters)])
-        for value in (theirs, ours)
+        torch.cat([g.double().flatten() for g in torch.autograd.grad(value, parameters)]) for value in (theirs, ours)
     ]
     assert float(found[0].norm()) > 1e-6
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 10 * rtol
@@ -292,9 +291,7 @@ def against_kto(trainer: Any, *, z0: bool, seed: int, **hp: float) -> None:
         mismatched_mask=mismatched_mask,
     )
     found = algorithms.get("kto").coupled(view)["z0"]  # type: ignore[misc]
-    assert (float(found) > 0) == z0 and float(found) == pytest.approx(
-        trainer._metrics["eval"]["kl"][-1], rel=1e-5
-    )
+    assert (float(found) > 0) == z0 and float(found) == pytest.approx(trainer._metrics["eval"]["kl"][-1], rel=1e-5)
     agree(theirs, loss("kto", view, reduce=True, **hp), model)
 
 
@@ -378,9 +375,7 @@ def grpo_trainer(make: Any) -> Any:
     return trainer
 
 
-def against_grpo(
-    trainer: Any, reference: nn.Module, *, beta: float, low: float, high: float, seed: int
-) -> None:
+def against_grpo(trainer: Any, reference: nn.Module, *, beta: float, low: float, high: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     batch = ragged(seed, 6, prompt=1)  # one prompt column, so that completions start at one place
     logp, mask = token_logps(trainer.model, batch)

@@ -143,9 +143,7 @@ def test_algorithms_import_little(module: str) -> None:
 @pytest.mark.parametrize(("name", "forbidden"), MAY_NOT_IMPORT.items(), ids=MAY_NOT_IMPORT)
 def test_rooms_do_not_reach_back(name: str, forbidden: str) -> None:
     for module in room(name):
-        reached = {
-            other for other in ours(imports(module, lazily=True)) if other.split(".")[0] in forbidden.split()
-        }
+        reached = {other for other in ours(imports(module, lazily=True)) if other.split(".")[0] in forbidden.split()}
         assert not reached, f"{module} imports {sorted(reached)}"
 
 

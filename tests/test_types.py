@@ -206,6 +206,13 @@ def test_concat_of_different_widths_is_the_whole(family: str, wide: int) -> None
         same(left, right)
 
 
+def test_views_that_carry_different_things_do_not_join() -> None:
+    with_ref, without = Pairs.from_logps([-1.0], [-2.0], [-1.0], [-2.0]), Pairs.from_logps([-1.0], [-2.0])
+    for views in ([with_ref, without], [without, with_ref]):
+        with pytest.raises(DataError, match="cannot be joined"):
+            View.concat(views)
+
+
 def test_statistics_travel_with_a_view_and_leave_the_original_alone() -> None:
     view = Pairs.from_logps([-1.0], [-2.0])
     assert view.with_stats({"delta": torch.tensor(0.5)}).stats["delta"] == 0.5

@@ -95,6 +95,8 @@ def _pad_cat(tensors: Sequence[Tensor]) -> Tensor:
 
 def _map(value: Any, others: Sequence[Any], fn: Any) -> Any:
     """Apply ``fn([tensor, ...])`` over the same place of several views (tensors, nested views, dicts)."""
+    if any((other is None) != (value is None) for other in others):
+        raise DataError("views that carry different things (a reference, a mismatched pass) cannot be joined")
     if isinstance(value, Tensor):
         return fn([value, *others])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -334,9 +336,7 @@ class Unpaired(View):
         pair = None
         if mismatched is not None:
             pair = Sequences.build(mismatched, mismatched_mask, None, mismatched_ref)
-        return cls(
-            Sequences.build(policy, mask, length, ref), torch.as_tensor(label).bool(), pair, _columns(columns)
-        )
+        return cls(Sequences.build(policy, mask, length, ref), torch.as_tensor(label).bool(), pair, _columns(columns))
 
     @property
     def items(self) -> int:
@@ -454,9 +454,7 @@ class Scores(View):
         raise DataError("reward-model losses have no token-level terms")
 
 
-FAMILIES: dict[str, type[View]] = {
-    view.__name__: view for view in (Tokens, Pairs, Unpaired, Rollouts, Scores)
-}
+FAMILIES: dict[str, type[View]] = {view.__name__: view for view in (Tokens, Pairs, Unpaired, Rollouts, Scores)}
 """Every family view by class name; the annotation of an algorithm's first argument is one of them."""
 
 
