@@ -187,7 +187,9 @@ def canned(tokenizer, answers: dict[str, tuple[str, bool]]) -> type:
     """A sampler that gives prepared answers, in order: text and whether the end token came."""
 
     class Canned:
-        def __init__(self, *args: object, **kwargs: object) -> None: ...
+        @classmethod
+        def of(cls, policy: object) -> object:
+            return cls()
 
         def generate(self, prompts, params, *, seed, keys) -> list[Group]:
             groups = []

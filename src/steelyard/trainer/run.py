@@ -62,7 +62,8 @@ def execute(
         if existing.status == "finished":
             if existing.facts()["id"] == run_id(identity):
                 return existing
-            raise RunError(f"{out}: holds the finished run {existing.facts()['id']}, which is another one; choose another directory")
+            other = existing.facts()["id"]
+            raise RunError(f"{out}: holds the finished run {other}, which is another one; choose another directory")
     reset_peak_memory()
     started = time.perf_counter()
     stages = ensure_stages(cfg, cache, progress)
