@@ -43,20 +43,22 @@ def train_command(size: str, out: Path, seed: int = 0, threads: int = 2, steps: 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists already; name a new directory for the base")
     # Torch takes seconds to import: only after the arguments are known to be good.
+    from transformers.utils import logging as transformers_logging
+
     from steelyard.builtin import measure, pretrain
     from steelyard.rundir import sha256_file
 
+    transformers_logging.disable_progress_bar()  # one bar is enough
     steps = pretrain.STEPS if steps is None else steps
     console = Console()
-    columns = ("[progress.description]{task.description}", "loss {task.fields[loss]:.3f}")
-    with Progress(
-        TextColumn(columns[0]),
+    columns = (
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn(columns[1]),
-        console=console,
-    ) as bar:
+        TextColumn("loss {task.fields[loss]:.3f}"),
+    )
+    with Progress(*columns, console=console) as bar:
         job = bar.add_task(f"pretraining {size}", total=steps, loss=float("nan"))
         pretrain.train(
             size,
@@ -66,7 +68,9 @@ def train_command(size: str, out: Path, seed: int = 0, threads: int = 2, steps: 
             threads=threads,
             progress=lambda done, loss: bar.update(job, completed=done, loss=loss),
         )
-    console.print(f"{out / 'model.safetensors'}  sha256 {sha256_file(out / 'model.safetensors')}")
+    console.print(
+        f"{out}: model.safetensors has sha256", sha256_file(out / "model.safetensors"), soft_wrap=True
+    )
     found = Table("selection split", "accuracy")
     for name, value in measure.measure(out).items():
         found.add_row(name, f"{value:.3f}")

@@ -20,18 +20,26 @@ HEAD_DIM = 32
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Width and depth of one size; ``hidden`` is a multiple of :data:`HEAD_DIM`."""
+    """One size.
+
+    Attributes:
+        hidden: width, a multiple of :data:`HEAD_DIM`.
+        layers: depth.
+        intermediate: width inside the SwiGLU blocks.
+        rate: Muon's learning rate in pretraining.
+    """
 
     hidden: int
     layers: int
     intermediate: int
+    rate: float
 
 
 LADDER: dict[str, Shape] = {
-    "0.1m": Shape(hidden=64, layers=2, intermediate=128),
-    "0.5m": Shape(hidden=128, layers=3, intermediate=256),
-    "1.8m": Shape(hidden=192, layers=4, intermediate=512),
-    "6m": Shape(hidden=320, layers=5, intermediate=832),
+    "0.1m": Shape(hidden=64, layers=2, intermediate=128, rate=2e-2),
+    "0.5m": Shape(hidden=128, layers=3, intermediate=256, rate=2e-2),
+    "1.8m": Shape(hidden=192, layers=4, intermediate=512, rate=1e-2),
+    "6m": Shape(hidden=320, layers=5, intermediate=832, rate=1e-2),
 }
 """size -> shape; about 0.1, 0.5, 1.8 and 6 million parameters."""
 

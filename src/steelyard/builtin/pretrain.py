@@ -17,13 +17,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from steelyard.builtin import corpus, ladder
 from steelyard.builtin import tokenizer as tokenizers
+from steelyard.files import atomic_directory
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 STEPS = 1500
-_MATRIX_RATE = 2e-2
-_OTHER_RATE = 5e-3
+_OTHER_RATE = 0.25
+"""AdamW's learning rate, as a share of Muon's."""
 _WARM_UP = 50
 _COOL_DOWN = 0.5
 _MICRO_BATCHES = 2
@@ -38,14 +39,14 @@ def initialise(size: str, seed: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(ladder.config(size))
 
 
-def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices; AdamW for embeddings (tied with the head) and norms."""
     matrices = [value for name, value in model.named_parameters() if value.ndim == 2 and "layers" in name]
     ids = {id(value) for value in matrices}
     others = [value for value in model.parameters() if id(value) not in ids]
     return [
-        torch.optim.Muon(matrices, lr=_MATRIX_RATE, weight_decay=0.0),
-        torch.optim.AdamW(others, lr=_OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=_OTHER_RATE * rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
@@ -104,7 +105,7 @@ def train(
     torch.set_num_threads(threads)
     try:
         model = initialise(size, seed)
-        parts = optimizers(model)
+        parts = optimizers(model, ladder.shape(size).rate)
         rates = [part.param_groups[0]["lr"] for part in parts]
         source = corpus.batches(seed)
         for step in range(steps):
@@ -123,6 +124,7 @@ def train(
                 progress(step + 1, total)
     finally:
         torch.set_num_threads(before)
-    model.half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with atomic_directory(out) as directory:
+        model.half().save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
     return out
