@@ -6,6 +6,7 @@ temporary name and renamed when complete: it is there as a whole or not at all, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -188,20 +189,15 @@ def _make_generate(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -
 
 
 def _make_pairs(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
-    """Verified right against verified wrong completions of the same prompt, drawn without repetition."""
+    """Verified right against verified wrong completions of the same prompt: distinct pairs, drawn at random."""
     assert cfg.data.generate is not None
     groups = _generated(cfg, cache)
     pairs: list[Group] = []
     for index, group in enumerate(groups):
         rng = np.random.default_rng([cfg.seed, index, 0x7A17])
-        right, wrong = (_distinct(group, verdict) for verdict in (1, 0))
-        rng.shuffle(right)
-        rng.shuffle(wrong)
-        limit = cfg.data.generate.max_pairs_per_prompt
-        pairs += [
-            _select(group, [w, ell], f"{group.key}#{n}")
-            for n, (w, ell) in enumerate(zip(right[:limit], wrong[:limit], strict=False))
-        ]
+        combinations = list(itertools.product(_distinct(group, 1), _distinct(group, 0)))
+        chosen = rng.permutation(len(combinations))[: cfg.data.generate.max_pairs_per_prompt]
+        pairs += [_select(group, list(combinations[i]), f"{group.key}#{n}") for n, i in enumerate(chosen)]
     (out / "rows.jsonl").write_text(write_groups(pairs, _plain(cfg, cache)), encoding="utf-8")
     return {"pairs": len(pairs), "prompts": len({p.key.split("#")[0] for p in pairs})}
 
