@@ -20,7 +20,13 @@ Positive = Annotated[int, Gt(0)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values do not change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
 
 
 class ModelConfig(Section):
@@ -40,6 +46,11 @@ class ModelConfig(Section):
     """Path of a Jinja chat template that replaces the tokenizer's."""
     train_tokenizer: TokenizerConfig | None = None
     """Train a small BPE tokenizer on the training data first (only with `init: random`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"name_or_path": value} if isinstance(value, str) else value
 
 
 class TokenizerConfig(Section):
@@ -207,6 +218,11 @@ class RewardConfig(Section):
     weight: float = 1.0
     """Its weight."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
 
 class EvalConfig(Section):
     """What is measured after (and during) training."""
@@ -251,7 +267,7 @@ class RunConfig(Section):
     seed: Annotated[int, Ge(0)] = 0
     """Reaches data order, generated data, the sampler, and the initialisation of new heads and adapters."""
     threads: Positive = 1
-    """Threads of the tensor library; part of the run's identity, because results are bit-exact only per thread count."""
+    """Threads of the tensor library; part of the run's identity, since results are bit-exact per thread count."""
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: Any) -> dict[str, Any]:

@@ -125,9 +125,7 @@ class Codec:
         text = self._apply(as_messages(prompt, "user"), options, generation=True)
         return Opening(text, array(self.encode(text) or [self.empty]))
 
-    def answer(
-        self, opening: Opening, prompt: Side, completion: Side, options: Mapping[str, Any] = _NOTHING
-    ) -> Answer:
+    def answer(self, opening: Opening, prompt: Side, completion: Side, options: Mapping[str, Any] = _NOTHING) -> Answer:
         """``completion`` behind ``opening``, which was made of ``prompt`` with the same ``options``."""
         if not self.template:
             return self._plain_answer(opening, completion)
@@ -212,9 +210,7 @@ class Codec:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of ``ids``, without (or with) special tokens."""
         plain = [int(i) for i in ids]
-        return str(
-            self.tokenizer.decode(plain, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(plain, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
     def apply(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = _NOTHING) -> str:
         """The template's text of ``messages``, without a generation prompt."""

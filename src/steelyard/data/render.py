@@ -341,9 +341,7 @@ class Renderer:
             key=key,
         )
 
-    def _tokenize(
-        self, row: Mapping[str, Any], schema: str, family: str
-    ) -> tuple[Opening, list[Side], list[Answer]]:
+    def _tokenize(self, row: Mapping[str, Any], schema: str, family: str) -> tuple[Opening, list[Side], list[Answer]]:
         prompt, sides = _sides(row, schema, family)
         if schema == "text":
             opening, answer = self.codec.document(row["text"])
@@ -458,9 +456,7 @@ def _identical(ids: Sequence[np.ndarray]) -> bool:
     return len(ids) == 2 and np.array_equal(ids[0], ids[1])
 
 
-def _columns(
-    row: Mapping[str, Any], schema: str, family: str
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _columns(row: Mapping[str, Any], schema: str, family: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Columns of the group and of its completions; a rollout keeps the whole row for its rewards."""
     used = {"prompt", "completion", "chosen", "rejected", "messages", "text", "label"}
     columns = {name: value for name, value in row.items() if family == "Rollouts" or name not in used}

@@ -102,9 +102,7 @@ class Table:
 # Reading
 
 
-def read_table(
-    path: str | Path, *, columns: Mapping[str, str] | None = None, limit: int | None = None
-) -> Table:
+def read_table(path: str | Path, *, columns: Mapping[str, str] | None = None, limit: int | None = None) -> Table:
     """Read JSON (a list of objects), JSONL, CSV or Parquet; ``.gz`` of the first three.
 
     Args:
@@ -143,9 +141,7 @@ def read_table(
             raise DataError(f"{path}:{line}: not UTF-8 text (byte {error.start})") from None
         rows, lines = _TEXT_READERS[kind](path, text)
     else:
-        raise DataError(
-            f"{path}: unknown format '{kind}'; expected .jsonl, .json, .csv (or one of them .gz), .parquet"
-        )
+        raise DataError(f"{path}: unknown format '{kind}'; expected .jsonl, .json, .csv (or one of them .gz), .parquet")
     if not rows:
         raise DataError(f"{path}: the file is empty, expected at least one row")
     table = Table(rows, str(path), digest, lines)
@@ -203,9 +199,7 @@ def _read_json(path: Path, text: str) -> tuple[list[dict[str, Any]], list[int]]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         hint = " (one object per line is called .jsonl)" if error.msg == "Extra data" else ""
-        raise DataError(
-            f"{path}:{error.lineno}: malformed JSON at column {error.colno}: {error.msg}{hint}"
-        ) from None
+        raise DataError(f"{path}:{error.lineno}: malformed JSON at column {error.colno}: {error.msg}{hint}") from None
     if not isinstance(value, list):
         raise DataError(f"{path}: expected a JSON list of objects, got {_kind(value)}")
     for number, row in enumerate(value, start=1):
