@@ -1,0 +1,1 @@
+"""Studies: many runs that differ along named axes, planned, executed, continued and selected on."""
