@@ -89,8 +89,8 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """A row that no algorithm will see, and why."""
+class Lost:
+    """A row that no algorithm will see (or, with the reason ``truncated``, only a part of), and why."""
 
     key: str
     reason: str
@@ -129,8 +129,8 @@ class RenderReport:
     """Length of every rendered completion, before anything is cut."""
     trained_tokens: int = 0
     """Tokens with mask True over all kept rows."""
-    examples: list[Dropped] = field(default_factory=list)
-    """Every dropped row."""
+    lost: list[Lost] = field(default_factory=list)
+    """Every row that is dropped or cut."""
 
     def lengths(self) -> dict[str, dict[str, float]]:
         """Quantiles of prompt and completion lengths in tokens."""
@@ -292,7 +292,7 @@ class Renderer:
                 raise DataError(f"{table.where(index)}: {error}") from None
             except _Drop as drop:
                 report.dropped[drop.reason] += 1
-                report.examples.append(Dropped(key, drop.reason, drop.detail))
+                report.lost.append(Lost(key, drop.reason, drop.detail))
                 continue
             groups.append(group)
             self._lint(group, report)
@@ -326,7 +326,7 @@ class Renderer:
         ids, masks = [answer.ids for answer in answers], [answer.mask for answer in answers]
         if _identical(ids):
             raise _Drop("identical_pair", "chosen = rejected")
-        ids, masks = self._fit(opening, ids, masks, report)
+        ids, masks = self._fit(key, opening, ids, masks, report)
         prompt = opening.ids
         if family == "Tokens" and not self.completion_only_loss and len(prompt) > 1:
             ids, prompt = [np.concatenate([prompt[1:], ids[0]])], prompt[:1]
@@ -342,16 +342,16 @@ class Renderer:
         )
 
     def _tokenize(self, row: Mapping[str, Any], schema: str, family: str) -> tuple[Opening, list[Side], list[Answer]]:
-        prompt, sides = _sides(row, schema, family)
+        prompt, sides = sides_of(row, schema, family)
         if schema == "text":
             opening, answer = self.codec.document(row["text"])
             return opening, sides, [answer]
-        options = _template_options(row)
+        options = template_options(row)
         opening = self.codec.opening(prompt, options)
         return opening, sides, [self.codec.answer(opening, prompt, side, options) for side in sides]
 
     def _fit(
-        self, opening: Opening, ids: list[np.ndarray], masks: list[np.ndarray], report: RenderReport
+        self, key: str, opening: Opening, ids: list[np.ndarray], masks: list[np.ndarray], report: RenderReport
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Apply ``max_length``: the completions as they are, or cut, or the row is dropped."""
         room = self.max_length - len(opening.ids)
@@ -373,6 +373,7 @@ class Renderer:
         if _identical(ids):
             raise _Drop("identical_after_truncation", detail)
         report.truncated += 1
+        report.lost.append(Lost(key, "truncated", detail))
         return ids, masks
 
     def _lint(self, group: Group, report: RenderReport) -> None:
@@ -393,8 +394,8 @@ class Renderer:
             return
         reasons = "; ".join(report.problems())
         example = ""
-        if report.examples:
-            first = report.examples[0]
+        if report.lost:
+            first = report.lost[0]
             example = f" (first: {first.key}: {first.detail})"
         if not report.kept:
             raise DataError(f"{report.source}: no row is left to train on: {reasons}{example}")
@@ -416,8 +417,8 @@ class _Drop(Exception):
         self.reason, self.detail = reason, detail
 
 
-def _sides(row: Mapping[str, Any], schema: str, family: str) -> tuple[Side, list[Side]]:
-    """The prompt and the completions that ``family`` wants of a row."""
+def sides_of(row: Mapping[str, Any], schema: str, family: str) -> tuple[Side, list[Side]]:
+    """The prompt and the completions that ``family`` learns from in a row of ``schema``."""
     if schema == "text":
         return "", [row["text"]]
     if schema == "messages" or (schema == "unpaired" and "messages" in row):
@@ -470,7 +471,8 @@ def _columns(row: Mapping[str, Any], schema: str, family: str) -> tuple[dict[str
     return columns, completion_columns
 
 
-def _template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row hands to the chat template: its tools and its ``chat_template_kwargs``."""
     options = dict(row.get("chat_template_kwargs") or {})
     tools = row.get("tools")
     if tools:

@@ -116,11 +116,7 @@ def read_table(path: str | Path, *, columns: Mapping[str, str] | None = None, li
     """
     path = Path(path)
     if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        guess = nearest(path.name, siblings)
-        hint = f". Did you mean '{path.parent / guess}'?" if guess else ""
-        what = "is a directory, expected a file" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {what}{hint}")
+        raise DataError(f"{path}: no such file")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     suffixes = [s.lower() for s in path.suffixes]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from steelyard.config import DataConfig
 from steelyard.data.rows import Table, read_table
-from steelyard.errors import DataError, unknown
+from steelyard.errors import DataError, nearest, unknown
 
 SHIPPED = Path(__file__).parent.parent / "builtin" / "data"
 """Directory of the data files that ship with the package."""
@@ -34,16 +35,28 @@ def resolve_path(path: str | Path) -> Path:
             raise DataError(unknown("shipped data set", name, shipped()))
         return shipped()[name]
     file = Path(path).expanduser()
+    if file.is_dir():
+        raise DataError(f"{file}: a directory, where a file of rows is expected")
     if not file.is_file():
-        raise DataError(f"{file}: no such file")
+        siblings = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+        guess = nearest(file.name, siblings)
+        hint = f". Did you mean '{file.parent / guess}'?" if guess else ""
+        raise DataError(f"{file}: no such file{hint}")
     return file
+
+
+def read_source(path: str | Path, *, columns: Mapping[str, str] | None = None, limit: int | None = None) -> Table:
+    """The rows of a file or of ``data:NAME``; see :func:`~steelyard.data.rows.read_table`."""
+    table = read_table(resolve_path(path), columns=columns, limit=limit)
+    # Messages and keys call shipped data by its name, wherever the package is installed.
+    return replace(table, source=str(path)) if str(path).startswith("data:") else table
 
 
 def load_table(data: DataConfig) -> Table:
     """The rows of ``data.path``, with columns renamed and cut to ``data.limit``."""
     if data.path is None:
         raise DataError("data.path is not given: a built-in task has items, not a file of rows")
-    return read_table(resolve_path(data.path), columns=data.columns, limit=data.limit)
+    return read_source(data.path, columns=data.columns, limit=data.limit)
 
 
 def row_texts(table: Table) -> Iterator[str]:
