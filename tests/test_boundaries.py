@@ -14,7 +14,7 @@ import pytest
 
 import steelyard.errors
 from steelyard.algorithms.catalogue import load_catalogue
-from steelyard.algorithms.generate import catalogue_text
+from steelyard.algorithms.generate import PAGE, catalogue_text, page_text
 from steelyard.config import RunConfig
 
 PACKAGE = Path(steelyard.errors.__file__).parent
@@ -158,3 +158,7 @@ def test_the_trainer_knows_no_algorithm_by_name(module: str) -> None:
 def test_the_catalogue_is_up_to_date() -> None:
     stored = (PACKAGE / "algorithms" / "catalogue.json").read_text(encoding="utf-8")
     assert stored == catalogue_text(), "run `python -m steelyard.algorithms.generate`"
+
+
+def test_the_algorithms_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page_text(), "run `python -m steelyard.algorithms.generate`"
