@@ -23,7 +23,9 @@ def rate(tokens_per_second: Any) -> str:
 
 
 def clock(seconds: float) -> str:
-    """``7 s``, ``3:05``, ``1:02:09``."""
+    """``0.4 s``, ``31 s``, ``3:05``, ``1:02:09``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -74,6 +76,7 @@ class StudyDisplay:
         """Worker ``worker`` began ``job``."""
         if worker not in self.lines:
             self.lines[worker] = self.bars.add_task("", total=None, count="", speed="")
+            self._count()
         self.bars.reset(
             self.lines[worker],
             description=f"  {escape(job.title)}",
@@ -115,4 +118,5 @@ class StudyDisplay:
         self.console.print(escape(text), soft_wrap=True, highlight=False)
 
     def _count(self) -> None:
-        self.bars.update(self.overall, count=f"{self.ended_jobs}/{self.total} jobs")
+        starting = "" if self.lines or self.ended_jobs == self.total else ", starting workers"
+        self.bars.update(self.overall, count=f"{self.ended_jobs}/{self.total} jobs{starting}")

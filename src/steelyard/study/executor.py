@@ -151,6 +151,8 @@ class Executor:
     def _handle(self, worker: _Process, message: tuple) -> None:
         if message[0] == "ready":
             worker.ready, self._failed_starts = True, 0
+        elif message[0] == "broken":
+            raise StudyError(f"no worker can be started: {message[1]} (see {worker.log})")
         elif message[0] == "progress":
             self.display.progress(worker.number, message[1])
         else:
@@ -175,9 +177,7 @@ class Executor:
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS:
-                tail = worker.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                reason = tail[-1] if tail else _ending(code)
-                raise StudyError(f"no worker can be started: {reason} (see {worker.log})")
+                raise StudyError(f"no worker can be started: the process {_ending(code)} (see {worker.log})")
         job = worker.job
         if job is not None:
             error = f"the worker process {_ending(code)}"
@@ -223,13 +223,9 @@ class Executor:
         connection.send(setup)
 
     def _stop(self) -> None:
-        """End all workers: at once those that work (what they leave is temporary), politely the others."""
+        """End all workers at once: what is finished is on disk, what is half-written has a temporary name."""
         for worker in self._pool:
-            if worker.job is None and worker.ready:
-                with contextlib.suppress(OSError):  # already gone, which is what is wanted
-                    worker.connection.send(None)
-            else:
-                worker.process.terminate()
+            worker.process.terminate()
         for worker in self._pool:
             try:
                 worker.process.wait(timeout=5)

@@ -252,18 +252,23 @@ def print_plan(plan: Plan, out: Path, remaining: set[str], console: Console) -> 
     """What ``--dry-run`` shows: the resolved base config, the cells, the jobs, and what is already done."""
     study = plan.study
     first = study.cells[0].config.model_dump(mode="json")
-    console.print(f"# the resolved config of the first cell ({study.cells[0].title})", highlight=False)
+    title = f"# the resolved config of the first cell ({study.cells[0].title})"
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
     console.print(yaml.safe_dump(first, sort_keys=False).rstrip(), highlight=False, markup=False, soft_wrap=True)
-    axes = list(dict.fromkeys(key for cell in study.cells for key in cell.labels))
+    axes = [key for key in dict.fromkeys(k for cell in study.cells for k in cell.labels) if key != "seed"]
     selected = study.selection.keys if study.selection else []
-    table = Table(title=f"\n{study.name}: {len(study.cells)} cells (baseline: {_selector(study.baseline)})")
-    for column in (*axes, *selected, "run", "state"):
+    table = Table(title=f"{study.name}: {len(study.cells)} cells, baseline {_selector(study.baseline)}")
+    for column in (*axes, *selected, "seeds", "done"):
         table.add_column(column)
+    arms: dict[tuple[str, ...], list[tuple[int, bool]]] = {}
     for cell, run in zip(study.cells, plan.runs, strict=True):
         arm = (cell.labels["model"], cell.labels["algorithm"])
         chosen = study.selection.chosen.get(arm, {}) if study.selection else {}
-        values = [str(cell.labels.get(axis, "")) for axis in axes] + [str(chosen.get(key, "")) for key in selected]
-        table.add_row(*values, run, "to do" if run in remaining else "done")
+        values = [cell.labels.get(axis, "") for axis in axes] + [chosen.get(key, "") for key in selected]
+        arms.setdefault(tuple(map(str, values)), []).append((cell.labels["seed"], run not in remaining))
+    for row, runs in arms.items():
+        seeds = ", ".join(str(seed) for seed, _ in runs)
+        table.add_row(*row, seeds, f"{sum(done for _, done in runs)}/{len(runs)}")
     console.print(table)
     counts, left = plan.count(), plan.count(job for job in plan.jobs.values() if job.id in remaining)
     jobs = Table(title="jobs")

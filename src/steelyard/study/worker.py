@@ -1,4 +1,4 @@
-"""A worker process: imports the trainer once, then does one job after another until it is told to stop.
+"""A worker process: imports the trainer once, then does one job after another until it is ended.
 
 Started by :mod:`steelyard.study.executor` as ``python -m steelyard.study.worker FD`` with one end of a socket
 pair.  Ctrl-C is the parent's business, so the signal is ignored here; when the parent is gone, however it
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from steelyard.config import RunConfig
-from steelyard.errors import SteelyardError
+from steelyard.errors import SteelyardError, StudyError
 from steelyard.files import atomic_write
 from steelyard.rundir import now, source_hash
 from steelyard.study.backend import load_backend
@@ -94,11 +94,17 @@ class _Worker:
 
     def work(self) -> None:
         setup: Setup = self.orders.get()
-        backend = load_backend(setup.backend)
-        backend.prepare(setup.plugins)
+        try:
+            if source_hash() != setup.source:
+                raise StudyError("the source of steelyard changed since the study was planned; start it again")
+            backend = load_backend(setup.backend)
+            backend.prepare(setup.plugins)
+        except Exception as error:
+            self.connection.send(("broken", one_line(error)))
+            raise  # the traceback goes to the worker's log
         self.connection.send(("ready",))
-        while (order := self.orders.get()) is not None:
-            self._do(order, setup, backend)
+        while True:
+            self._do(self.orders.get(), setup, backend)
 
     def _do(self, order: Order, setup: Setup, backend: Any) -> None:
         gc.collect()  # a job's memory is not charged to the next
@@ -107,10 +113,6 @@ class _Worker:
         problem = order.directory / "error.log"
         try:
             with _output_to(order.directory / "log.txt"):
-                if source_hash() != setup.source:
-                    raise SteelyardError(
-                        "the source of steelyard was changed while the study runs; start the study again"
-                    )
                 if order.kind == RUN:
                     assert order.run is not None
                     backend.execute(order.config, order.run, setup.cache, self._progress, setup.plugin_hashes)
