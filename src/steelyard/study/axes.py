@@ -117,7 +117,8 @@ def resolve(spec: str | Path) -> Path:
     path = Path(spec)
     if path.is_file():
         return path
-    folders = [Path("studies"), Path(str(package_files("steelyard"))) / "studies"]
+    package = Path(str(package_files("steelyard")))
+    folders = [Path("studies"), package / "studies", package.parents[1] / "studies"]  # the last: a checkout
     for folder in folders:
         candidate = folder / f"{spec}.yaml"
         if candidate.is_file():
