@@ -245,7 +245,7 @@ def run(tmp_path: Path, plain: dict | None = None, out: str = "out", **keywords:
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(plain or study()))
     text = StringIO()
-    keywords = {"workers": 2, "report": False, "console": Console(file=text, width=200), **keywords}
+    keywords = {"workers": 1, "report": False, "console": Console(file=text, width=200), **keywords}
     try:
         return run_study(file, tmp_path / out, backend=BACKEND, **keywords)  # type: ignore[arg-type]
     finally:
@@ -257,7 +257,7 @@ def jobs(out: Path) -> dict[str, str]:
 
 
 def test_a_study_runs_every_job_once_and_only_once(tmp_path, home):
-    outcome = run(tmp_path)
+    outcome = run(tmp_path, workers=2)
     assert outcome.exit_code == 0 and outcome.counts == {"finished": 12}
     done = calls(home)
     assert sum(done.values()) == 12 and set(done.values()) == {1}
@@ -295,7 +295,7 @@ def test_workers_and_place_change_no_id(tmp_path, home):
 
 def test_a_failed_job_is_shown_blocks_its_dependents_and_stops_nothing_else(tmp_path, home):
     script(home, generate__dpo__0="fail", run__sft__1="fail")
-    outcome = run(tmp_path)
+    outcome = run(tmp_path, workers=2)
     assert outcome.exit_code == 4
     assert outcome.counts == {"finished": 6, "failed": 2, "blocked": 4}
     status = jobs(outcome.out)
@@ -316,14 +316,14 @@ def test_a_failed_job_is_shown_blocks_its_dependents_and_stops_nothing_else(tmp_
 
 def test_a_worker_that_dies_once_is_replaced(tmp_path, home):
     script(home, run__dpo__0="die-once")
-    outcome = run(tmp_path)
+    outcome = run(tmp_path, workers=2)
     assert outcome.exit_code == 0 and calls(home)["run:dpo:0"] == 2
     assert "trying once more" in (tmp_path / "output.txt").read_text()
 
 
 def test_a_job_that_kills_its_worker_twice_has_failed(tmp_path, home):
     script(home, run__dpo__0="die")
-    outcome = run(tmp_path)
+    outcome = run(tmp_path, workers=2)
     assert outcome.exit_code == 4 and outcome.counts == {"finished": 11, "failed": 1}
     assert calls(home)["run:dpo:0"] == 2
     assert outcome.failures[0][1] == "the worker process ended with exit code 9, 2 times (out of memory?)"
