@@ -21,6 +21,9 @@ from transformers import (
 
 from steelyard.types import Group
 
+# Tiny tensors on many threads wait for each other, above all when several processes share the cores.
+torch.set_num_threads(1)
+
 VOCABULARY = 97
 _SHAPE = {
     "vocab_size": VOCABULARY,

@@ -55,8 +55,7 @@ def values_and_gradients(
     ]
     values = {name: torch.cat([getattr(o, name) for o in outputs]) for name in ("logp", *EXTRAS)}
     loss = sum(
-        (torch.linspace(-1, 1 + i, len(x), dtype=x.dtype) * x).sum()
-        for i, (_, x) in enumerate(sorted(values.items()))
+        (torch.linspace(-1, 1 + i, len(x), dtype=x.dtype) * x).sum() for i, (_, x) in enumerate(sorted(values.items()))
     )
     loss.backward()  # type: ignore[union-attr]
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -201,9 +200,7 @@ def test_chunks_do_not_hold_the_logits() -> None:
     kept: list[int] = []
 
     def pack_hook(x: Tensor) -> Tensor:
-        if (
-            x.shape[-1:] == (model.config.vocab_size,) and x.shape[0] != model.config.hidden_size
-        ):  # not the head
+        if x.shape[-1:] == (model.config.vocab_size,) and x.shape[0] != model.config.hidden_size:  # not the head
             kept.append(x.numel())
         return x
 
@@ -354,16 +351,12 @@ def test_lora_packed_is_padded(model_directory: Path) -> None:
 
 def logps(model: torch.nn.Module, *, padded: bool = False) -> Tensor:
     with torch.no_grad():
-        return torch.cat(
-            [token_logprobs(model, b).logp for b in pack(ragged_groups(), 10_000, padded=padded)]
-        )
+        return torch.cat([token_logprobs(model, b).logp for b in pack(ragged_groups(), 10_000, padded=padded)])
 
 
 def test_a_saved_model_is_a_plain_transformers_model(model_directory: Path, tmp_path: Path) -> None:
     policy = load_policy(ModelConfig(name_or_path=str(model_directory)), seed=0)
-    assert (
-        policy.packed and policy.why_not_packed == "" and policy.model.config._attn_implementation == PACKED
-    )
+    assert policy.packed and policy.why_not_packed == "" and policy.model.config._attn_implementation == PACKED
     assert policy.eos_ids == (2,) and policy.pad_id == 0
     save_policy(policy, tmp_path / "saved")
     assert policy.model.config._attn_implementation == PACKED
@@ -376,9 +369,7 @@ def test_a_saved_model_is_a_plain_transformers_model(model_directory: Path, tmp_
 
 
 def test_half_precision_weights_are_loaded_as_float32(model_directory: Path, tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float16).save_pretrained(
-        tmp_path / "half"
-    )
+    AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float16).save_pretrained(tmp_path / "half")
     build_tokenizer().save_pretrained(tmp_path / "half")
     policy = load_policy(ModelConfig(name_or_path=str(tmp_path / "half")), seed=0)
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
@@ -400,16 +391,12 @@ def test_random_weights_come_from_the_seed(model_directory: Path, tmp_path: Path
 
 
 def test_a_builtin_shape_needs_no_weights() -> None:
-    policy = load_policy(
-        ModelConfig(name_or_path="builtin:1.8m", init="random"), seed=0, tokenizer=build_tokenizer()
-    )
+    policy = load_policy(ModelConfig(name_or_path="builtin:1.8m", init="random"), seed=0, tokenizer=build_tokenizer())
     assert policy.packed and policy.model.config.vocab_size == len(policy.tokenizer)
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=2)])
-def test_a_new_score_head_comes_from_the_seed(
-    model_directory: Path, tmp_path: Path, lora: LoraConfig | None
-) -> None:
+def test_a_new_score_head_comes_from_the_seed(model_directory: Path, tmp_path: Path, lora: LoraConfig | None) -> None:
     cfg = ModelConfig(name_or_path=str(model_directory))
     (batch,) = pack(ragged_groups(), 10_000)
     first, same, other = (load_policy(cfg, lora, head="score", seed=seed) for seed in (1, 1, 2))
@@ -423,11 +410,7 @@ def test_a_new_score_head_comes_from_the_seed(
 def test_adapters_are_saved_and_continued(model_directory: Path, tmp_path: Path) -> None:
     cfg, lora = ModelConfig(name_or_path=str(model_directory)), LoraConfig(r=4)
     policy, other = load_policy(cfg, lora, seed=0), load_policy(cfg, lora, seed=1)
-    assert (
-        policy.identity["weights"]
-        == other.identity["weights"]
-        == load_policy(cfg, seed=0).identity["weights"]
-    )
+    assert policy.identity["weights"] == other.identity["weights"] == load_policy(cfg, seed=0).identity["weights"]
     assert policy.identity["adapter"] != other.identity["adapter"]
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
@@ -536,9 +519,7 @@ def test_missing_weights_are_an_error(model_directory: Path, tmp_path: Path) -> 
     weights = load_file(broken / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ModelError, match="1 weights are missing, among them 'model.layers.1.mlp.up_proj.weight'"
-    ):
+    with pytest.raises(ModelError, match="1 weights are missing, among them 'model.layers.1.mlp.up_proj.weight'"):
         load_policy(ModelConfig(name_or_path=str(broken)), seed=0)
 
 

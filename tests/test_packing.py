@@ -80,7 +80,7 @@ def test_layout_lets_each_row_attend_to_its_ancestors_only(seed: int, n: int) ->
     assert isinstance(batch.layout, TreeLayout)
     seen, flat = {}, []
     for bucket in batch.layout.buckets:
-        mask = bucket.mask(None)[:, 0]
+        mask = bucket.allowed()[:, 0]
         for line in range(len(bucket.queries)):
             for i, query in enumerate(bucket.queries[line].tolist()):
                 flat.append(query)
@@ -97,7 +97,7 @@ def test_padding_keys_are_never_attended_to() -> None:
     assert isinstance(batch.layout, TreeLayout)
     for bucket in batch.layout.buckets:
         for window in (None, 4):
-            mask = bucket.mask(window)[:, 0]
+            mask = bucket.allowed(window)[:, 0]
             assert not mask[(bucket.key_positions == NEVER)[:, None].expand_as(mask)].any()
             assert mask.any(-1).all()  # a query without any key would give NaN
 
@@ -126,9 +126,7 @@ def test_a_batch_moves_with_everything_in_it() -> None:
         (batch,) = pack(ragged_groups(), 10_000, padded=padded)
         moved = batch.to("meta")
         assert moved.input_ids.device.type == moved.predict.device.type == "meta"
-        tensors = (
-            moved.layout.attention_mask if isinstance(moved.layout, PaddedLayout) else moved.layout.place
-        )
+        tensors = moved.layout.attention_mask if isinstance(moved.layout, PaddedLayout) else moved.layout.place
         assert tensors.device.type == "meta"
         assert moved.groups == batch.groups
 

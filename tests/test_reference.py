@@ -46,9 +46,7 @@ def test_values_masks_and_hits(policy: Policy, tmp_path: Path, calls: list[int],
     assert n >= 1
     with torch.no_grad():
         expected = torch.cat([token_logprobs(policy.model, b).logp for b in pack(groups, BUDGET)]).numpy()
-    flat = [
-        v[m] for g, values in zip(groups, first, strict=True) for v, m in zip(values, g.masks, strict=True)
-    ]
+    flat = [v[m] for g, values in zip(groups, first, strict=True) for v, m in zip(values, g.masks, strict=True)]
     assert np.array_equal(np.concatenate(flat), expected)
     for group, values in zip(groups, first, strict=True):
         for value, mask in zip(values, group.masks, strict=True):
@@ -72,9 +70,7 @@ def test_everything_that_matters_is_in_the_key(
         return len(calls) > before
 
     assert misses(policy, groups)
-    assert not misses(
-        policy, [g.replace(key="other", columns={"a": 1}) for g in groups]
-    )  # names do not matter
+    assert not misses(policy, [g.replace(key="other", columns={"a": 1}) for g in groups])  # names do not matter
     assert not misses(load_policy(ModelConfig(name_or_path=str(model_directory)), seed=7), groups)
     assert misses(policy, groups, temperature=0.5)
     assert misses(policy, groups[1:])
@@ -103,9 +99,7 @@ def test_lora_and_full_training_share_the_reference(
             assert np.array_equal(a, b, equal_nan=True) and np.array_equal(a, c, equal_nan=True)
 
 
-def test_the_mode_is_restored_and_no_graph_is_kept(
-    policy: Policy, tmp_path: Path, groups: list[Group]
-) -> None:
+def test_the_mode_is_restored_and_no_graph_is_kept(policy: Policy, tmp_path: Path, groups: list[Group]) -> None:
     policy.model.train()
     ReferenceCache(tmp_path).logps(policy, groups, tokens_per_microbatch=BUDGET)
     assert policy.model.training

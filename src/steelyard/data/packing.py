@@ -52,50 +52,69 @@ class Bucket:
     query_positions: Tensor
     key_positions: Tensor
     causal: bool
-    _masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device | str) -> Self:
         """The same bucket on ``device``."""
-        moved = {f.name: _moved(getattr(self, f.name), device) for f in fields(self) if f.name != "_masks"}
-        return type(self)(**moved)
+        return type(self)(**{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
-    def needs_mask(self, window: int | None) -> bool:
-        """Whether plain causality (or nothing) is not enough: padding, a prefix, or an effective window."""
-        return not self.causal or (window is not None and window < self.keys.shape[1])
-
-    def mask(self, window: int | None) -> Tensor:
-        """``bool[b, 1, l, s]``: True where a query attends.  Made once per window and kept."""
-        if window is not None and window >= self.largest_distance:
-            window = None
-        if window not in self._masks:
-            distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
-            allowed = distance >= 0
-            if window is not None:
-                allowed &= distance < window
-            self._masks[window] = allowed[:, None]
-        return self._masks[window]
-
-    @property
-    def largest_distance(self) -> int:
-        """An upper bound of (query position - key position) + 1."""
-        return self.keys.shape[1]
+    def allowed(self, window: int | None = None) -> Tensor:
+        """``bool[b, 1, l, s]``: True where a query attends to a key."""
+        distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
+        allowed = distance >= 0
+        if window is not None:
+            allowed &= distance < window
+        return allowed[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class TreeLayout:
-    """How the attention of a packed row is computed: buckets, and where each row's output stands in them.
+    """How the attention of a packed row is computed: buckets, and where each row stands in them.
 
     Attributes:
-        buckets: prompts (causal) and completions (prompt + own keys); every row is a query exactly once.
-        place: ``int64[N]`` index of a row's output in the concatenation of the buckets' flat outputs.
+        buckets: prompts (causal) and completions (prompt + own keys); every row is a query at least once.
+        queries: ``int64[Q]`` the buckets' queries, flat, one bucket after the other.
+        keys: ``int64[S]`` the buckets' keys likewise.
+        place: ``int64[N]`` index in ``queries`` of each row's (first) occurrence.
     """
 
     buckets: tuple[Bucket, ...]
+    queries: Tensor
+    keys: Tensor
     place: Tensor
+    _masks: dict[Any, Tensor | None] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, buckets: Sequence[Bucket], rows: int) -> Self:
+        """The layout of a row of ``rows`` positions that ``buckets`` cover."""
+        queries = torch.cat([b.queries.flatten() for b in buckets])
+        place = np.empty(rows, dtype=np.int64)
+        place[queries.numpy()[::-1]] = np.arange(len(queries))[::-1]
+        return cls(tuple(buckets), queries, torch.cat([b.keys.flatten() for b in buckets]), _int64(place))
 
     def to(self, device: torch.device | str) -> Self:
         """The same layout on ``device``."""
-        return replace(self, buckets=tuple(b.to(device) for b in self.buckets), place=self.place.to(device))
+        moved = {name: getattr(self, name).to(device) for name in ("queries", "keys", "place")}
+        return replace(self, buckets=tuple(b.to(device) for b in self.buckets), **moved, _masks={})
+
+    def fresh(self) -> Self:
+        """The same layout with masks of its own, which live as long as one forward pass and its graph."""
+        return replace(self, _masks={})
+
+    def mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores of bucket ``index``: ``[b, 1, l, s]``, 0 or -inf; None: plain causality.
+
+        Made by the first layer that asks for it, and shared by the others.
+        """
+        bucket = self.buckets[index]
+        if window is not None and window >= bucket.keys.shape[1]:  # no two keys of a line are so far apart
+            window = None
+        if bucket.causal and window is None:
+            return None
+        if (index, window) not in self._masks:
+            hidden = ~bucket.allowed(window)
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self._masks[index, window] = mask.masked_fill_(hidden, float("-inf"))
+        return self._masks[index, window]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,15 +252,13 @@ def _tree_batch(groups: list[Group]) -> PackedBatch:
         targets=_int64(np.concatenate(targets)),
         last=_int64(last),
         lengths=_int64(lengths),
-        layout=TreeLayout(tuple(buckets), _places(buckets, row)),
+        layout=TreeLayout.of(buckets, row),
     )
 
 
 def _padded_batch(groups: list[Group]) -> PackedBatch:
     rows = [
-        (g.prompt, c, np.asarray(m, dtype=bool))
-        for g in groups
-        for c, m in zip(g.completions, g.masks, strict=True)
+        (g.prompt, c, np.asarray(m, dtype=bool)) for g in groups for c, m in zip(g.completions, g.masks, strict=True)
     ]
     width = max(len(prompt) + len(tokens) for prompt, tokens, _ in rows)
     ids = np.zeros((len(rows), width), dtype=np.int64)
@@ -325,14 +342,6 @@ def _bucket(segments: list[_Segment]) -> Bucket:
         key_positions=_int64(key_positions),
         causal=not prefix.any(),
     )
-
-
-def _places(buckets: Sequence[Bucket], rows: int) -> Tensor:
-    """Where each row's output stands in the concatenated flat outputs (the first of repeated rows)."""
-    queries = np.concatenate([b.queries.numpy().ravel() for b in buckets])
-    place = np.empty(rows, dtype=np.int64)
-    place[queries[::-1]] = np.arange(len(queries))[::-1]
-    return _int64(place)
 
 
 def _int64(values: object) -> Tensor:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from steelyard.data.packing import Bucket, PackedBatch, PaddedLayout, TreeLayout, pack
+from steelyard.data.packing import PackedBatch, PaddedLayout, TreeLayout, pack
 from steelyard.errors import ModelError
 from steelyard.types import Group
 
@@ -68,18 +68,28 @@ def packed_attention(
         ModelError: no layout, or an attention feature that is not supported.
     """
     _refuse_unsupported(module, layout, kwargs)
-    attend = _Attend(
-        query.shape[-1] ** -0.5 if scaling is None else scaling, dropout, sliding_window, softcap
-    )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attend = _Attend(scale, dropout, softcap)
     if isinstance(layout, PaddedLayout):
-        # Right padding comes after every real query: causality alone hides it.
-        return attend.rows(query, key, value).transpose(1, 2), None
+        # Right padding needs no mask: it comes after every real query.
+        mask = None if sliding_window is None else _causal_mask(query.shape[2], sliding_window, query)
+        return attend(query, key, value, mask).transpose(1, 2), None
     assert isinstance(layout, TreeLayout)
-    q, k, v = (_flat_rows(x) for x in (query, key, value))
-    outputs = [
-        attend.bucket(bucket, q, k, v, heads=query.shape[1], kv_heads=key.shape[1])
-        for bucket in layout.buckets
-    ]
+    # One gather per layer for all buckets: in the backward pass each makes a tensor of the row's size.
+    q = _flat_rows(query).index_select(0, layout.queries).split([b.queries.numel() for b in layout.buckets])
+    sizes = [b.keys.numel() for b in layout.buckets]
+    k = _flat_rows(key).index_select(0, layout.keys).split(sizes)
+    v = _flat_rows(value).index_select(0, layout.keys).split(sizes)
+    outputs = []
+    for i, bucket in enumerate(layout.buckets):
+        lines = len(bucket.queries)
+        out = attend(
+            _per_head(q[i], lines, query.shape[1]),
+            _per_head(k[i], lines, key.shape[1]),
+            _per_head(v[i], lines, value.shape[1]),
+            layout.mask(i, sliding_window, query.dtype),
+        )
+        outputs.append(out.transpose(1, 2).reshape(bucket.queries.numel(), -1))
     output = torch.cat(outputs).index_select(0, layout.place)
     return output.view(1, len(output), query.shape[1], -1), None
 
@@ -93,62 +103,47 @@ AttentionMaskInterface.register(PACKED, _no_mask)
 
 
 class _Attend:
-    """Attention of one layer: its scores' scale, window and soft cap."""
+    """Softmax attention of one layer: ``[b, h, l, d], [b, h_kv, s, d], [b, h_kv, s, d_v] -> [b, h, l, d_v]``."""
 
-    def __init__(self, scaling: float, dropout: float, window: int | None, softcap: float | None) -> None:
-        self.scaling = scaling
+    def __init__(self, scale: float, dropout: float, softcap: float | None) -> None:
+        self.scale = scale
         self.dropout = dropout
-        self.window = window
         self.softcap = softcap
 
-    def bucket(self, bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, *, heads: int, kv_heads: int) -> Tensor:
-        """Flat rows ``[N, h*d]`` -> the bucket's flat outputs ``[b*l, h*d_v]``."""
-        lines = len(bucket.queries)
-        query_rows, key_rows = bucket.queries.view(-1), bucket.keys.view(-1)
-        query = q.index_select(0, query_rows).view(lines, -1, heads, q.shape[1] // heads).transpose(1, 2)
-        key = k.index_select(0, key_rows).view(lines, -1, kv_heads, k.shape[1] // kv_heads).transpose(1, 2)
-        value = v.index_select(0, key_rows).view(lines, -1, kv_heads, v.shape[1] // kv_heads).transpose(1, 2)
-        mask = bucket.mask(self.window) if bucket.needs_mask(self.window) else None
-        out = self.scores(query, key, value, mask)
-        return out.transpose(1, 2).reshape(len(query_rows), -1)
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """``mask`` is added to the scores; None means causal."""
+        if self.softcap is not None:
+            return self._soft_capped(query, key, value, mask, self.softcap)
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
 
-    def rows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Ordinary causal rows ``[rows, h, width, d]``."""
-        width = query.shape[2]
-        mask = None
-        if self.window is not None and self.window < width:
-            distance = torch.arange(width, device=query.device)
-            distance = distance[:, None] - distance[None, :]
-            mask = ((distance >= 0) & (distance < self.window))[None, None]
-        return self.scores(query, key, value, mask)
-
-    def scores(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Softmax attention; ``mask`` None means causal.  ``[b, h, l, d_v]``."""
-        if self.softcap is None:
-            return F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                dropout_p=self.dropout,
-                is_causal=mask is None,
-                scale=self.scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-        return self._soft_capped(query, key, value, mask, self.softcap)
-
-    def _soft_capped(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cap: float
-    ) -> Tensor:
+    def _soft_capped(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cap: float) -> Tensor:
         repeat = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
-        scores = (query @ key.transpose(2, 3)) * (self.scaling / cap)
-        scores = scores.tanh() * cap
+        scores = ((query @ key.transpose(2, 3)) * (self.scale / cap)).tanh() * cap
         if mask is None:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-        return F.dropout(weights, self.dropout) @ value
+            mask = _causal_mask(query.shape[2], query.shape[2], query)
+        weights = (scores + mask).softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return F.dropout(weights.to(query.dtype), self.dropout) @ value
+
+
+def _causal_mask(width: int, window: int, like: Tensor) -> Tensor:
+    """``[width, width]``, added to scores: 0 at the ``window`` positions up to the query's own, else -inf."""
+    mask = torch.full((width, width), float("-inf"), dtype=like.dtype, device=like.device)
+    return mask.triu(1) + mask.tril(-window)
+
+
+def _per_head(rows: Tensor, lines: int, heads: int) -> Tensor:
+    """``[lines * l, heads * d]`` -> ``[lines, heads, l, d]``, a view."""
+    return rows.view(lines, -1, heads, rows.shape[1] // heads).transpose(1, 2)
 
 
 def _flat_rows(x: Tensor) -> Tensor:
@@ -227,7 +222,7 @@ def hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
         # Rows are padded on the right, so the model's own positions (0, 1, ...) are those of the batch.
         inputs |= {"input_ids": batch.input_ids, "attention_mask": batch.layout.attention_mask}
     if packed:
-        inputs["layout"] = batch.layout
+        inputs["layout"] = batch.layout.fresh() if isinstance(batch.layout, TreeLayout) else batch.layout
     return base.base_model(**inputs).last_hidden_state.flatten(0, 1)
 
 
@@ -305,9 +300,7 @@ def _probe(base: PreTrainedModel) -> tuple[bool, str]:
 def _probe_batch(base: PreTrainedModel, own: list[int]) -> PackedBatch:
     def group(prompt: list[int], *completions: list[int]) -> Group:
         arrays = tuple(np.array(ids, dtype=np.int32) for ids in completions)
-        return Group(
-            np.array(prompt, dtype=np.int32), arrays, tuple(np.ones(len(a), dtype=bool) for a in arrays)
-        )
+        return Group(np.array(prompt, dtype=np.int32), arrays, tuple(np.ones(len(a), dtype=bool) for a in arrays))
 
     (batch,) = pack([group([1, 2, 3], own, [6, 7]), group([2, 1], [3])], 16)
     return batch.to(base.device)

@@ -158,9 +158,7 @@ def load_policy(
 
     random = cfg.init == "random" and (directory is None or adapters is not None)
     with _seeded(seed), _quiet():
-        model = (
-            _random_model(cfg, source, tokenizer, head) if random else _pretrained_model(cfg, source, head)
-        )
+        model = _random_model(cfg, source, tokenizer, head) if random else _pretrained_model(cfg, source, head)
     _check_fit(model, tokenizer, source)
     packed, why_not = _choose_attention(model, cfg.attn)
     if head == "lm":
@@ -185,6 +183,15 @@ def load_policy(
     )
     policy.identity = policy.fingerprint()
     return policy
+
+
+def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer (and chat template) that :func:`load_policy` would give the model, without the model."""
+    source = _resolve(cfg)
+    tokenizer = _load_tokenizer(cfg.tokenizer or str(source), fallback=source)
+    if cfg.chat_template is not None:
+        tokenizer.chat_template = _read_template(Path(cfg.chat_template))
+    return tokenizer
 
 
 @contextmanager
@@ -254,9 +261,7 @@ def _load_tokenizer(name: str, fallback: Path | str) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"{source}: its tokenizer has no EOS token, so no completion could ever end")
         return tokenizer
-    raise ModelError(
-        f"{name}: no tokenizer (tokenizer.json) in this model directory; name one in model.tokenizer"
-    )
+    raise ModelError(f"{name}: no tokenizer (tokenizer.json) in this model directory; name one in model.tokenizer")
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")

@@ -106,19 +106,17 @@ def output_head(base: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     return head
 
 
-def _scores(
-    logits: Tensor, targets: Tensor, temperature: float, names: tuple[str, ...]
-) -> tuple[Tensor, ...]:
+def _scores(logits: Tensor, targets: Tensor, temperature: float, names: tuple[str, ...]) -> tuple[Tensor, ...]:
     """``[n, v]`` logits -> the named values ``[n]``, in float32 at least."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1.0:
         logits = logits / temperature
-    total = logits.logsumexp(-1)
-    values = {"logp": logits.gather(-1, targets[:, None])[:, 0] - total}
+    logps = logits.log_softmax(-1)
+    values = {"logp": logps.gather(-1, targets[:, None])[:, 0]}
     if "entropy" in names:
-        values["entropy"] = total - ((logits - total[:, None]).exp() * logits).sum(-1)
+        values["entropy"] = -(logps.exp() * logps).sum(-1)
     if "log_sum_p2" in names:
-        values["log_sum_p2"] = (2 * logits).logsumexp(-1) - 2 * total
+        values["log_sum_p2"] = (2 * logps).logsumexp(-1)
     return tuple(values[name] for name in names)
 
 
@@ -147,9 +145,7 @@ def check_head(model: nn.Module) -> None:
         theirs = base(input_ids=ids, use_cache=False).logits.float()
         hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
         ours = output_head(base)(hidden).float()
-    if theirs.shape != ours.shape or not torch.allclose(
-        theirs, ours, rtol=1e-2, atol=1e-2 * float(theirs.std())
-    ):
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-2, atol=1e-2 * float(theirs.std())):
         raise ModelError(
             f"{type(base).__name__}: its logits are no linear head with known scaling on its hidden "
             "states, so its log-probabilities would be wrong"

@@ -27,6 +27,9 @@ from steelyard.types import Group
 SCHEMA = 1
 """Version of the files' content."""
 
+_AT_ONCE = 1024
+"""Groups packed at a time, so that the index tensors of a large file are never all in memory."""
+
 
 class ReferenceCache:
     """Log-probabilities of groups under a frozen policy, one safetensors file per (policy, groups).
@@ -89,9 +92,10 @@ def _compute(policy: Policy, groups: Sequence[Group], budget: int, temperature: 
         return flat
     scored = []
     with policy.measuring() as model:
-        for batch in pack(groups, budget, padded=not policy.packed):
-            outputs = token_logprobs(model, batch.to(policy.device), temperature=temperature)
-            scored.append(outputs.logp.float().cpu().numpy())
+        for start in range(0, len(groups), _AT_ONCE):
+            for batch in pack(groups[start : start + _AT_ONCE], budget, padded=not policy.packed):
+                outputs = token_logprobs(model, batch.to(policy.device), temperature=temperature)
+                scored.append(outputs.logp.float().cpu().numpy())
     flat[np.concatenate(masks)] = np.concatenate(scored)
     return flat
 
