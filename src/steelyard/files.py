@@ -206,9 +206,7 @@ class Lock:
         if not self._try(handle, attempts=4):
             holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip() or "another process"
             os.close(handle)
-            raise RunError(
-                f"{self.path.parent}: this {what} is being written by {holder}; wait for it or stop it"
-            )
+            raise RunError(f"{self.path.parent}: this {what} is being written by {holder}; wait for it or stop it")
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._handle = handle

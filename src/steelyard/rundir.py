@@ -271,9 +271,7 @@ class RunDir:
             raise RunError(f"{run.path}: not a run directory (it has no run.json)")
         return run
 
-    def _begin(
-        self, config: RunConfig, identity: dict[str, Any], *, resume: bool, facts: dict[str, Any]
-    ) -> None:
+    def _begin(self, config: RunConfig, identity: dict[str, Any], *, resume: bool, facts: dict[str, Any]) -> None:
         name = run_id(identity)
         previous = self.facts() if (self.path / "run.json").is_file() else None
         if previous is not None:
@@ -290,9 +288,7 @@ class RunDir:
         attempt = 1 if previous is None else previous["attempts"] + 1
         machine = environment()
         resolved = config.model_dump(mode="json")
-        atomic_write(
-            self.path / "config.resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-        )
+        atomic_write(self.path / "config.resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         atomic_write(self.path / "env.json", json.dumps(machine, indent=2) + "\n")
         started = now()
         self._attempt = {
@@ -363,9 +359,7 @@ class RunDir:
         if "global_step" not in row:
             raise RunError(f"{self.path}: a metrics row has no 'global_step' (it has {', '.join(row)})")
         if self._metrics is None:
-            self._metrics = os.open(
-                self.path / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
-            )
+            self._metrics = os.open(self.path / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(self._metrics, json_line(row).encode("utf-8"))
 
     def truncate_metrics(self, step: int) -> None:

@@ -25,7 +25,6 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def resolve(spec: str | Path) -> Path:
     path = Path(spec)
     if path.is_file():
         return path
-    package = Path(str(package_files("steelyard")))
+    package = Path(__file__).parents[1]
     folders = [Path("studies"), package / "studies", package.parents[1] / "studies"]  # the last: a checkout
     for folder in folders:
         candidate = folder / f"{spec}.yaml"

@@ -24,7 +24,7 @@ from steelyard.errors import StudyError
 from steelyard.rundir import now, source_hash
 from steelyard.study.backend import TRAINER, load_backend, plugin_hashes
 from steelyard.study.plan import RUN, Job, Plan, cache_directory, run_directory
-from steelyard.study.worker import Order, Setup, write_status
+from steelyard.study.worker import Order, Setup, read_seconds, write_status
 
 Status = Literal["waiting", "running", "finished", "failed", "blocked"]
 
@@ -92,7 +92,12 @@ class Executor:
         """
         backend = load_backend(self.backend)
         todo = {job.id for job in self.plan.remaining(self.out, backend)}
-        self.states = {job: JobState("waiting" if job in todo else "finished") for job in self.plan.jobs}
+        self.states = {
+            job.id: JobState("waiting")
+            if job.id in todo
+            else JobState("finished", read_seconds(job.directory(self.out)))
+            for job in self.plan.jobs.values()
+        }
         self.changed(self.states)
         try:
             if todo:

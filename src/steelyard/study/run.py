@@ -26,7 +26,7 @@ from steelyard.study.axes import Study, load_study
 from steelyard.study.backend import TRAINER, load_backend, plugin_hashes
 from steelyard.study.display import StudyDisplay, clock
 from steelyard.study.executor import Executor, JobState, available_cores
-from steelyard.study.plan import Plan, cache_directory, make_plan, run_directory
+from steelyard.study.plan import Job, Plan, cache_directory, make_plan, run_directory
 
 SCHEMA = 1
 """Version of ``study.json``."""
@@ -190,7 +190,7 @@ class _Session:
         self._write("running")
 
     def _write(self, status: str) -> None:
-        facts = study_facts(self.plan, self.out, self.states)
+        facts = study_facts(self.plan, self.states)
         facts |= {"status": status, "workers": self.workers, "started": self.started, "updated": now()}
         atomic_write(self.out / "study.json", json.dumps(plain_json(facts), indent=1, ensure_ascii=False) + "\n")
 
@@ -201,7 +201,7 @@ def _summary(counts: Mapping[str, int]) -> str:
     )
 
 
-def study_facts(plan: Plan, out: Path, states: Mapping[str, JobState]) -> dict[str, Any]:
+def study_facts(plan: Plan, states: Mapping[str, JobState]) -> dict[str, Any]:
     """The content of ``study.json``: the resolved study, its cells with their runs, its jobs."""
     study = plan.study
     return {
@@ -218,25 +218,21 @@ def study_facts(plan: Plan, out: Path, states: Mapping[str, JobState]) -> dict[s
             {"cell": cell.labels, "run": run, "path": run_directory(Path(), run).as_posix()}
             for cell, run in zip(study.cells, plan.runs, strict=True)
         ],
-        "jobs": [_job_facts(plan, out, job, states.get(job, JobState())) for job in plan.jobs],
+        "jobs": [_job_facts(job, states.get(job.id, JobState())) for job in plan.jobs.values()],
         "notes": list(study.notes),
         "version": _version(),
         "code_sha256": source_hash(),
     }
 
 
-def _job_facts(plan: Plan, out: Path, job_id: str, state: JobState) -> dict[str, Any]:
-    job = plan.jobs[job_id]
-    seconds, file = state.seconds, job.directory(out) / "job.json"
-    if seconds is None and state.status == "finished" and file.is_file():  # done by an earlier session
-        seconds = json.loads(file.read_text(encoding="utf-8"))["seconds"]
+def _job_facts(job: Job, state: JobState) -> dict[str, Any]:
     return {
         "id": job.id,
         "kind": job.kind,
         "title": job.title,
         "deps": list(job.deps),
         "status": state.status,
-        "seconds": None if seconds is None else round(seconds, 3),
+        "seconds": None if state.seconds is None else round(state.seconds, 3),
         "error": state.error,
     }
 

@@ -72,6 +72,15 @@ def write_status(order: Order, status: str, *, started: str, seconds: float, err
     atomic_write(order.directory / "job.json", json.dumps(row, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_seconds(directory: Path) -> float | None:
+    """How long a job that finished earlier took, from its ``job.json``; None when that was not recorded."""
+    file = directory / "job.json"
+    if not file.is_file():
+        return None
+    row = json.loads(file.read_text(encoding="utf-8"))
+    return row["seconds"] if row["status"] == "finished" else None
+
+
 def one_line(error: BaseException) -> str:
     """An error as one line: a message written for users as it is, anything else with its type."""
     text = " ".join(str(error).split())
@@ -100,9 +109,9 @@ class _Worker:
             backend = load_backend(setup.backend)
             backend.prepare(setup.plugins)
         except Exception as error:
-            self.connection.send(("broken", one_line(error)))
+            self._send(("broken", one_line(error)))
             raise  # the traceback goes to the worker's log
-        self.connection.send(("ready",))
+        self._send(("ready",))
         while True:
             self._do(self.orders.get(), setup, backend)
 
@@ -122,18 +131,24 @@ class _Worker:
             seconds = time.perf_counter() - before
             atomic_write(problem, traceback.format_exc())
             write_status(order, "failed", started=started, seconds=seconds, error=one_line(error))
-            self.connection.send(("failed", order.id, seconds, one_line(error)))
+            self._send(("failed", order.id, seconds, one_line(error)))
             return
         seconds = time.perf_counter() - before
         problem.unlink(missing_ok=True)
         write_status(order, "finished", started=started, seconds=seconds)
-        self.connection.send(("finished", order.id, seconds, None))
+        self._send(("finished", order.id, seconds, None))
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        try:
+            self.connection.send(message)
+        except OSError:
+            os._exit(1)  # the parent is gone, see listen(); this is not the job's failure
 
     def _progress(self, row: dict[str, Any]) -> None:
         moment, phase = time.monotonic(), str(row.get("phase", ""))
         if phase != self.last[1] or moment - self.last[0] >= PROGRESS_SECONDS:
             self.last = (moment, phase)
-            self.connection.send(("progress", row))
+            self._send(("progress", row))
 
 
 @contextmanager
