@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
@@ -222,7 +222,7 @@ def load_run_config(
     try:
         return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentences(error, lines))) from None
+        raise ConfigError("\n".join(_worded(error.errors(include_url=False), lines))) from None
 
 
 def dump_yaml(config: RunConfig) -> str:
@@ -471,10 +471,10 @@ _BOUNDS = {
 }
 
 
-def _sentences(error: ValidationError, lines: Mapping[str, str]) -> list[str]:
+def _worded(errors: Iterable[Mapping[str, Any]], lines: Mapping[str, str]) -> list[str]:
     """One sentence per problem; the alternatives of a union are one problem."""
     problems: dict[str, list[dict[str, Any]]] = {}
-    for detail in error.errors(include_url=False):
+    for detail in errors:
         problems.setdefault(_dotted(detail["loc"]), []).append(dict(detail))
     return [
         _sentence(key, details, lines)
@@ -554,3 +554,21 @@ def _got(value: Any) -> str:
         return str(value).lower()
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_switch(key: str) -> bool:
+    """Whether a dotted key is a plain yes or no, so that a flag may come without a value."""
+    return bool in _kinds(key)
+
+
+S = typing.TypeVar("S", bound=BaseModel)
+
+
+def validate_section(section: type[S], values: Mapping[str, Any], name: str) -> S:
+    """One section of a run config from plain values, with the loader's messages (``name`` is its key)."""
+    try:
+        return section.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        keyed = [{**detail, "loc": (name, *detail["loc"])} for detail in details]
+        raise ConfigError("\n".join(_worded(keyed, {}))) from None

@@ -1,0 +1,96 @@
+"""The public functions of :mod:`steelyard`; the command line is a thin layer over the same calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steelyard.config import RunConfig
+    from steelyard.evals.task import Task
+    from steelyard.rundir import RunDir
+    from steelyard.stats.analyse import Analysis
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | RunConfig,
+    *,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
+    plugins: Sequence[str | Path] = (),
+    resume: bool = True,
+    **overrides: Any,
+) -> RunDir:
+    """Train and evaluate one run; a run that is already finished is returned as it is.
+
+    Args:
+        recipe: a YAML file, plain values, or a config that is already resolved.
+        out: the run directory; default ``runs/<id of the run>``.
+        cache: inputs that runs share (generated rows, reference log-probabilities); default ``runs/cache``.
+        plugins: Python files that register algorithms, rewards or tasks.
+        resume: continue an unfinished run; False starts over.
+        overrides: top-level keys (``seed=3``), or dotted keys as ``**{"optim.learning_rate": 1e-5}``.
+
+    Returns:
+        The run directory, for reading: ``.facts()``, ``.metrics()``, ``.records(task)``.
+
+    Raises:
+        SteelyardError: what is wrong, where, and what was expected.
+    """
+    from steelyard.commands.train import check_run, default_cache
+    from steelyard.config import RunConfig
+    from steelyard.configfile import load_run_config
+    from steelyard.plugins import load_plugins
+    from steelyard.trainer.run import execute
+
+    loaded = load_plugins(plugins)
+    source = recipe.model_dump(mode="json") if isinstance(recipe, RunConfig) else recipe
+    config = load_run_config(source, overrides)
+    directory = Path(out) if out is not None else Path("runs") / check_run(config, loaded)[1]
+    where = Path(cache) if cache is not None else default_cache()
+    return execute(config, directory, cache=where, resume=resume, plugins=tuple(loaded))
+
+
+def evaluate(
+    model: str | Path,
+    tasks: Sequence[str],
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    out: str | Path | None = None,
+    **overrides: Any,
+) -> RunDir:
+    """Evaluate a model on tasks: a run that trains nothing, with per-item records like any other.
+
+    Args:
+        model: a model directory, a run directory, ``builtin:SIZE`` or a hub name.
+        tasks: names, or ``gsm8k:PATH``.
+        split: ``test`` to report, ``selection`` to choose something.
+        limit: items per task at most.
+        out: the run directory; default ``runs/<id of the run>``.
+        overrides: further keys of the run config.
+    """
+    from steelyard.commands.evaluate import model_directory
+
+    plain = {
+        "model": {"name_or_path": model_directory(str(model))},
+        "algorithm": "base",
+        "data": {"task": "arithmetic"},
+        "eval": {"tasks": list(tasks), "split": split, "limit": limit},
+    }
+    return train(plain, out=out, **overrides)
+
+
+def compare(*paths: str | Path, baseline: str | None = None, out: str | Path | None = None) -> Analysis:
+    """Compare finished runs or studies; see :func:`steelyard.commands.compare.compare_runs`."""
+    from steelyard.commands.compare import compare_runs
+
+    return compare_runs(paths, baseline=baseline, out=Path(out) if out is not None else None)
+
+
+def task(entry: Task) -> Task:
+    """Register a task under its name and return it: ``steelyard.task(Task(name="mine", ...))``."""
+    from steelyard.evals.task import tasks
+
+    return tasks.register(entry.name, entry)

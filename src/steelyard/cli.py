@@ -1,0 +1,124 @@
+"""The ``steelyard`` command: finds the verb, runs it, turns errors into one sentence and an exit code.
+
+Exit codes: 0 done; 2 wrong input (config, data, model, run directory); 3 NaN or infinity; 4 a study with failed
+jobs or degenerate evidence; 130 interrupted; 1 anything unforeseen.  ``STEELYARD_DEBUG=1`` shows tracebacks.
+Nothing heavy is imported before a verb needs it: ``steelyard --help`` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from steelyard.errors import ConfigError, SteelyardError, nearest
+
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("train", "train one model as a recipe says, and evaluate it"),
+    "eval": ("evaluate", "evaluate a model on tasks, with per-item records"),
+    "generate": ("generate", "sample completions from a model"),
+    "study": ("study", "run a controlled study (algorithms x models x seeds), or show how far it is"),
+    "report": ("study", "write a study's HTML report and print its ranking"),
+    "compare": ("compare", "compare finished runs or studies: intervals, tests, what could be seen at all"),
+    "data": ("data", "inspect rows token by token, with masks, lengths and what would be lost"),
+    "builtin": ("builtin", "list the embedded tasks and models, or pretrain a model of the ladder"),
+    "algorithms": ("algorithms", "list the algorithms, or show one with its formula and hyperparameters"),
+    "env": ("about", "print the machine and the versions of what matters"),
+    "version": ("about", "print the version"),
+}
+"""Verb -> (module under ``steelyard.commands`` with a ``main(verb, argv)``, what it does)."""
+
+ELSEWHERE = {
+    "evaluate": "eval",
+    "sample": "generate",
+    "inspect": "data inspect",
+    "validate": "data inspect",
+    "sweep": "study",
+    "run": "study",
+    "status": "study status",
+    "resume": "train",
+    "algos": "algorithms",
+    "list": "algorithms list",
+    "doctor": "env",
+    "plan": "study --dry-run",
+}
+"""What other tools call our verbs; only used to suggest."""
+
+INTERRUPTED = 130
+"""Exit code of a process that was stopped by Ctrl-C."""
+
+
+def usage() -> str:
+    """What ``steelyard --help`` prints."""
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {verb:{width}}{text}" for verb, (_, text) in VERBS.items())
+    return (
+        "usage: steelyard VERB ...\n\n"
+        "Controlled comparisons of post-training algorithms.\n\n"
+        f"{verbs}\n\n"
+        "  steelyard VERB --help                     what a verb takes\n"
+        "  steelyard study quick                     a real study on the embedded default, in minutes\n"
+        "  steelyard train recipes/dpo.yaml --help   every setting of a recipe, with its value\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; ``argv`` excludes the program's name."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("STEELYARD_DEBUG", "") not in ("", "0")
+    try:
+        return _dispatch(words)
+    except SteelyardError as error:
+        if debug:
+            raise
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        again = shlex.join(["steelyard", *words])
+        print(f"\nsteelyard: interrupted; to continue, give the same command again: {again}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`| head`); point stdout elsewhere so that closing it at exit does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug:
+            raise
+        return _complain(f"{error} (STEELYARD_DEBUG=1 shows where)", 1)
+
+
+def _complain(text: str, code: int) -> int:
+    sys.stdout.flush()
+    for line in text.splitlines():
+        print(f"steelyard: error: {line}", file=sys.stderr)
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb == "--version":
+        verb = "version"
+    if verb not in VERBS:
+        raise ConfigError(_unknown_verb(verb))
+    module = import_module(f"steelyard.commands.{VERBS[verb][0]}")
+    return module.main(verb, rest)
+
+
+def _unknown_verb(verb: str) -> str:
+    from steelyard.algorithms.catalogue import load_catalogue
+
+    if verb.startswith("-"):
+        return f"unknown flag '{verb}'; the verb comes first: steelyard VERB ... (see steelyard --help)"
+    if verb in load_catalogue():
+        return f"unknown verb '{verb}'. Did you mean `steelyard train RECIPE --algorithm.name {verb}`?"
+    guess = ELSEWHERE.get(verb) or nearest(verb, VERBS)
+    hint = f" Did you mean `steelyard {guess}`?" if guess else ""
+    return f"unknown verb '{verb}'; choices: {', '.join(VERBS)}.{hint}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

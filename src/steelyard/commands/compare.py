@@ -1,0 +1,261 @@
+"""``steelyard compare A B ...``: finished runs (or whole studies) as arms of one comparison."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.commands.parser import Arguments, as_json
+from steelyard.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from steelyard.stats.analyse import Analysis, Comparison, Table
+    from steelyard.stats.compare import Test
+
+ARM, SEED = "arm", "seed"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A run that was named on the command line, directly or through its study."""
+
+    path: Path
+    id: str
+    facts: Mapping[str, Any]
+    config: Mapping[str, Any]
+    label: str = ""
+
+
+def main(verb: str, words: Sequence[str]) -> int:
+    """Run the verb."""
+    arguments = Arguments(
+        "compare",
+        "Compare finished runs: runs that differ only in their seed are one arm; the first arm is the baseline.",
+        epilog="examples:\n"
+        "  steelyard compare runs/3f2a... runs/77b0...\n"
+        "  steelyard compare runs/quick --baseline sft\n",
+    )
+    arguments.add("runs", nargs="+", metavar="DIR", help="run directories, or study directories")
+    arguments.add("--baseline", metavar="ARM", help="what the others are compared with; default: the first arm")
+    arguments.add("--out", type=Path, metavar="DIR", help="also write report.html and results.json there")
+    arguments.add("--json", action="store_true", help="print the comparison as JSON")
+    args = arguments.parse(words)
+    analysis = compare_runs(args.runs, baseline=args.baseline, out=args.out)
+    page = None
+    if args.out is not None:
+        from steelyard.report import build
+
+        page = build(args.out)
+    if args.json:
+        print(as_json([_row for table in analysis.tables for _row in _rows(analysis, table)]))
+    else:
+        _print(analysis)
+        if page is not None:
+            print(f"report: {page}")
+    return 0
+
+
+def compare_runs(
+    paths: Sequence[str | Path], *, baseline: str | None = None, out: Path | None = None, resamples: int = 0
+) -> Analysis:
+    """Compare finished runs, or the runs of studies.
+
+    Args:
+        paths: run or study directories.  Runs that differ only in their seed become one arm.
+        baseline: name of the arm that the others are compared with; default: the first.
+        out: keep the comparison's ``study.json`` there, for a report.
+        resamples: bootstrap resamples over seeds and items; 0 leaves the bootstrap out.
+
+    Raises:
+        ConfigError: fewer than two arms, or an unknown baseline.
+        RunError, StudyError: what is named is no run, or the evidence is degenerate.
+    """
+    import numpy as np
+
+    from steelyard.files import atomic_write
+    from steelyard.stats.analyse import analyse
+    from steelyard.stats.table import load_study
+
+    found = {run.id: run for path in paths for run in _runs(Path(path))}
+    cells = _cells(list(found.values()))
+    arms = list(dict.fromkeys(cell[ARM] for cell in cells))
+    if len(arms) < 2:
+        raise ConfigError(f"compare: expected runs of at least two arms, got {len(found)} of '{arms[0]}'")
+    if baseline is not None and baseline not in arms:
+        raise ConfigError(unknown("arm", baseline, arms, where="--baseline"))
+    study = {
+        "name": "comparison",
+        "description": f"Finished runs: {', '.join(map(str, paths))}.",
+        "baseline": {ARM: baseline or arms[0]},
+        "axes": {ARM: arms, SEED: list(dict.fromkeys(cell[SEED] for cell in cells))},
+        "cells": [
+            {"cell": cell, "run": run.id, "path": str(run.path.resolve())}
+            for cell, run in zip(cells, found.values(), strict=True)
+        ],
+    }
+    if out is not None and (out / "study.json").is_file():
+        known = json.loads((out / "study.json").read_text(encoding="utf-8"))
+        if known.get("name") != "comparison":
+            raise ConfigError(f"--out: {out} holds the study '{known.get('name')}'; name another directory")
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = out or Path(scratch)
+        atomic_write(directory / "study.json", json.dumps(study, indent=1) + "\n")
+        return analyse(load_study(directory), rng=np.random.default_rng(0), resamples=resamples)
+
+
+def _runs(path: Path) -> Iterator[_Found]:
+    from steelyard.rundir import RunDir
+
+    if not (path / "study.json").is_file():
+        run = RunDir.open(path)
+        facts = run.facts()
+        if facts["status"] != "finished":
+            raise ConfigError(f"{path}: this run is {facts['status']}, not finished")
+        yield _Found(path, facts["id"], facts, run.config())
+        return
+    for entry in json.loads((path / "study.json").read_text(encoding="utf-8"))["cells"]:
+        directory = path / entry["path"]
+        if not (directory / "run.json").is_file():
+            continue
+        run = RunDir.open(directory)
+        if run.finished:
+            label = ", ".join(str(value) for axis, value in entry["cell"].items() if axis != SEED)
+            yield _Found(directory, run.id, run.facts(), run.config(), label)
+
+
+def _cells(runs: Sequence[_Found]) -> list[dict[str, str]]:
+    """``{arm, seed}`` of every run: arms are named by what differs between the runs."""
+    if not runs:
+        raise ConfigError("compare: none of these directories holds a finished run")
+    flat = [dict(_flat(run.config)) for run in runs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    named = ("seed", "sft.seed", "algorithm.name", "model.name_or_path")
+    differing = [
+        key
+        for key in keys
+        if key not in named and not key.endswith("path") and len({config.get(key) for config in flat}) > 1
+    ]
+    # Hyperparameters differ between algorithms anyway; they name an arm only where one algorithm has several.
+    by_algorithm: dict[str, set[str]] = {}
+    for config in flat:
+        own = json.dumps({k: v for k, v in config.items() if k.startswith("algorithm.")}, sort_keys=True)
+        by_algorithm.setdefault(config["algorithm.name"], set()).add(own)
+    models = {run.facts["model"] for run in runs}
+    labels = []
+    for run, config in zip(runs, flat, strict=True):
+        parts = [run.facts["algorithm"]]
+        if len(models) > 1:
+            parts.append(Path(run.facts["model"]).name)
+        for key in differing:
+            hyper = key.startswith("algorithm.")
+            if key in config and (not hyper or len(by_algorithm[config["algorithm.name"]]) > 1):
+                parts.append(f"{key.rpartition('.')[2]}={json.loads(config[key])}")
+        labels.append(run.label or " ".join(parts))
+    cells = [{ARM: label, SEED: str(run.facts["seed"])} for label, run in zip(labels, runs, strict=True)]
+    twice = Counter((cell[ARM], cell[SEED]) for cell in cells)
+    for cell, run in zip(cells, runs, strict=True):
+        if twice[cell[ARM], cell[SEED]] > 1:
+            cell[ARM] = f"{cell[ARM]} ({run.path.name})"
+    return cells
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif prefix + key == "algorithm.name":
+            yield prefix + key, str(value)
+        else:
+            yield prefix + key, json.dumps(value, sort_keys=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# What is shown
+
+
+def _rows(analysis: Analysis, table: Table) -> Iterator[dict[str, Any]]:
+    for arm in table.arms:
+        comparison = table.comparison(arm.name)
+        row: dict[str, Any] = {"task": table.task.name, "measure": table.measure, "role": table.task.role}
+        row |= {"arm": arm.name, "runs": arm.summary.n, "mean": arm.summary.mean, "sd": arm.summary.sd}
+        if comparison is not None:
+            row |= {"difference": comparison.test.difference, "verdict": comparison.verdict}
+            row["seeds"] = _test(comparison.test) | {"p_holm": comparison.p_holm}
+            items = _over_items(analysis, table, arm.name)
+            row["items"] = None if items is None else _test(items)
+        yield row
+
+
+def _test(test: Test) -> dict[str, Any]:
+    return {"low": test.low, "high": test.high, "p": test.p, "method": test.method, "note": test.note}
+
+
+def _over_items(analysis: Analysis, table: Table, name: str) -> Test | None:
+    """Paired over items, each item's score averaged over the arm's runs: *these* models on other such items."""
+    import numpy as np
+
+    from steelyard.stats.compare import paired
+    from steelyard.stats.table import MEASURES
+
+    results, sides = analysis.results, []
+    for arm in (name, table.baseline):
+        runs = [run for run in results.runs if run.cell[ARM] == arm and table.task.name in run.tasks]
+        scores = results.item_scores(runs, table.task.name, MEASURES[table.measure])
+        if scores is None:
+            return None
+        sides.append(scores.mean(axis=0))
+    known = ~(np.isnan(sides[0]) | np.isnan(sides[1]))
+    return paired(sides[0][known].tolist(), sides[1][known].tolist())
+
+
+def _print(analysis: Analysis) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as Grid
+
+    from steelyard.report import numbers as n
+
+    console = Console()
+    for table in analysis.tables:
+        unit = "%" if table.proportion else "score"
+        title = f"{table.task.name} ({table.task.role}), {table.measure}, {len(table.task.items)} items, {unit}"
+        grid = Grid(title=escape(title), title_justify="left", title_style="bold")
+        for column in ("arm", "runs", "mean", "difference", "over seeds (95 %)", "p (Holm)", "over items (95 %)", ""):
+            grid.add_column(column, justify="left" if column in ("arm", "") else "right")
+        for arm in table.arms:
+            comparison = table.comparison(arm.name)
+            cells = [escape(arm.name), str(arm.summary.n), n.score(arm.summary.mean, table.proportion)]
+            cells += ["", "", "", "", "baseline"] if comparison is None else _cells_of(analysis, table, comparison)
+            grid.add_row(*cells)
+        console.print(grid)
+        detectable = table.design.detectable_corrected
+        if detectable is not None and table.comparisons:
+            seen = n.detectable(detectable, table.proportion)
+            console.print(f"found with 80 % power after correction: {seen}", highlight=False)
+    notes = dict.fromkeys(c.test.note for table in analysis.tables for c in table.comparisons if c.test.note)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        "Over seeds: would training again give this difference (this decides).  Over items: would these very models "
+        "differ on other such items.  Not resolved is not equality.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _cells_of(analysis: Analysis, table: Table, comparison: Comparison) -> list[str]:
+    from steelyard.report import numbers as n
+
+    items, test = _over_items(analysis, table, comparison.arm), comparison.test
+    return [
+        n.difference(test.difference, table.proportion),
+        n.span(test.low, test.high, table.proportion, signed=True),
+        n.p_value(comparison.p_holm),
+        n.NONE if items is None else n.span(items.low, items.high, table.proportion, signed=True),
+        str(comparison.verdict),
+    ]

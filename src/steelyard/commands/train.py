@@ -1,0 +1,173 @@
+"""``steelyard train RECIPE [--section.key VALUE ...]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steelyard.commands.parser import Arguments, as_json, plugin_argument
+from steelyard.errors import ConfigError
+
+EXAMPLES = """\
+  steelyard train recipes/dpo.yaml
+  steelyard train recipes/dpo.yaml --optim.learning_rate 1e-5 --seed 3 --dry-run
+  steelyard train recipes/dpo.yaml --algorithm.name kto
+  steelyard train recipes/dpo.yaml --help        every setting, with its value in this recipe
+"""
+
+
+def default_cache() -> Path:
+    """Where inputs are kept that runs share: ``$STEELYARD_CACHE_DIR``, or ``runs/cache``."""
+    return Path(os.environ.get("STEELYARD_CACHE_DIR") or Path("runs") / "cache")
+
+
+def _arguments() -> Arguments:
+    arguments = Arguments(
+        "train", "Train one model as a recipe says, and evaluate it.", config=True, epilog=f"examples:\n{EXAMPLES}"
+    )
+    arguments.add("recipe", nargs="*", help="YAML files; later ones override earlier ones, flags override all")
+    arguments.add("--config", action="append", default=[], metavar="FILE", help="the same as RECIPE")
+    arguments.add("--out", type=Path, metavar="DIR", help="the run directory; default: runs/<id of the run>")
+    arguments.add("--cache", type=Path, metavar="DIR", help="inputs that runs share; default: runs/cache")
+    arguments.add("--restart", action="store_true", help="start over instead of continuing an unfinished run")
+    arguments.add("--dry-run", action="store_true", help="print the resolved config and do nothing")
+    arguments.add("--json", action="store_true", help="print run.json (or the resolved config) as JSON")
+    plugin_argument(arguments)
+    return arguments
+
+
+def main(verb: str, words: Sequence[str]) -> int:
+    """Run the verb."""
+    arguments = _arguments()
+    if "-h" in words or "--help" in words:
+        return _help(arguments, [word for word in words if word not in ("-h", "--help")])
+    args = arguments.parse(words)
+    files = [*args.config, *args.recipe]
+    if not files and not args.overrides:
+        raise ConfigError("train: name a recipe, such as recipes/dpo.yaml (see steelyard train --help)")
+
+    from steelyard.plugins import load_plugins
+
+    plugins = load_plugins(args.plugin)
+    from steelyard.configfile import load_run_config
+
+    config = load_run_config(files, args.overrides)
+    stages, identity = check_run(config, plugins)
+    out = args.out or Path("runs") / identity
+    if args.dry_run:
+        return _dry_run(config, stages, identity, out, args.json)
+    return run_and_report(config, out, args.cache or default_cache(), plugins, restart=args.restart, json=args.json)
+
+
+def check_run(config: Any, plugins: Sequence[tuple[str, str]]) -> tuple[list[str], str]:
+    """Look at everything that a run names (model, data, tasks, rewards) before anything is computed.
+
+    Returns:
+        The stages that come before training, and the run's id.
+    """
+    from steelyard.evals.tasks import get_task
+    from steelyard.rewards.core import get_reward
+    from steelyard.rundir import run_id
+    from steelyard.trainer.plan import plan_stages, run_identity_of
+
+    if config.data.task is not None:
+        get_task(config.data.task, where="data.task")
+    for name in config.eval.tasks:
+        get_task(name, where="eval.tasks")
+    for reward in config.rewards:
+        get_reward(reward.name)
+    stages = [stage.kind for stage in plan_stages(config)]
+    return stages, run_id(run_identity_of(config, dict(plugins)))
+
+
+def _dry_run(config: Any, stages: list[str], identity: str, out: Path, json: bool) -> int:
+    from steelyard.configfile import dump_yaml
+
+    print(as_json(config.model_dump(mode="json")) if json else dump_yaml(config).rstrip())
+    steps = " -> ".join([*stages, "train" if config.algorithm.name != "base" else "evaluate"])
+    print(f"run {identity}: {steps}; would write to {out}", file=sys.stderr)
+    return 0
+
+
+def run_and_report(
+    config: Any, out: Path, cache: Path, plugins: Sequence[tuple[str, str]], *, restart: bool, json: bool
+) -> int:
+    """Execute one run with a progress bar on stderr, and print what it measured."""
+    from rich.console import Console
+
+    from steelyard.commands.progress import RunProgress
+    from steelyard.commands.quiet import quiet_libraries
+
+    console = Console(stderr=True)
+    console.print(f"run directory: {out}", highlight=False, markup=False, soft_wrap=True)
+    quiet_libraries()
+    from steelyard.trainer.run import execute
+
+    with RunProgress(console) as progress:
+        run = execute(config, out, cache=cache, progress=progress.update, resume=not restart, plugins=tuple(plugins))
+    facts = run.facts()
+    if json:
+        print(as_json(facts))
+    else:
+        print_metrics(facts)
+        print(f"finished: {run.path}")
+    return 0
+
+
+def print_metrics(facts: Mapping[str, Any]) -> None:
+    """The evaluation of a run as a table, and what the run cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    by_task: dict[str, dict[str, float]] = {}
+    for name, value in (facts.get("metrics") or {}).items():
+        task, _, measure = name.removeprefix("eval/").rpartition("/")
+        by_task.setdefault(task, {})[measure] = value
+    console = Console()
+    measures = list(dict.fromkeys(measure for values in by_task.values() for measure in values))
+    if by_task:
+        title = f"{facts.get('algorithm')} on {facts.get('model')}, seed {facts.get('seed')}"
+        table = Table("task", *measures, title=title, title_justify="left")
+        for task, values in by_task.items():
+            table.add_row(task, *(_value(values.get(measure)) for measure in measures))
+        console.print(table)
+    cost = facts.get("cost") or {}
+    parts = [f"{cost[key]:,.1f} s {label}" for key, label in _SECONDS.items() if cost.get(key)]
+    if cost.get("tokens"):
+        parts.append(f"{cost['tokens']:,} tokens trained on")
+    if cost.get("generated_tokens"):
+        parts.append(f"{cost['generated_tokens']:,} tokens generated")
+    if parts:
+        print("cost: " + ", ".join(parts))
+
+
+_SECONDS = {"train_seconds": "training", "generate_seconds": "generating", "eval_seconds": "evaluating"}
+
+
+def _value(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value == int(value) and abs(value) > 1 else f"{value:.3f}"
+
+
+def _help(arguments: Arguments, words: Sequence[str]) -> int:
+    """``--help``: with a recipe its values and its algorithm's hyperparameters, else the defaults."""
+    arguments.parser.print_help()
+    args = arguments.parse(words)
+    from rich.console import Console
+
+    from steelyard.commands.flags import print_flags
+    from steelyard.configfile import load_run_config
+    from steelyard.plugins import load_plugins
+
+    load_plugins(args.plugin)
+    files = [*args.config, *args.recipe]
+    config = load_run_config(files, args.overrides) if files or args.overrides else None
+    console = Console()
+    print_flags(config, Console(width=min(console.width, 140) if console.is_terminal else 120))
+    if config is None:
+        print("\nName a recipe before --help to see its values and its algorithm's hyperparameters.")
+    return 0

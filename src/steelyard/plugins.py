@@ -1,0 +1,61 @@
+"""Plugins: Python files of a user's that register algorithms, rewards or tasks.  Imported only when named."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from steelyard.errors import ConfigError, SteelyardError
+from steelyard.files import sha256_file
+
+
+def load_plugins(paths: Sequence[str | Path]) -> list[tuple[str, str]]:
+    """Import every file (once per process) and make its algorithms known to the configuration.
+
+    Returns:
+        (name, SHA-256 of the source) of each, which belong to the identity of every run that uses them.
+
+    Raises:
+        ConfigError: a missing file, one that is not Python, two of one name, or one that fails on import.
+    """
+    loaded: dict[str, Path] = {}
+    for text in paths:
+        path = Path(text).resolve()
+        if not path.is_file() or path.suffix != ".py":
+            raise ConfigError(f"--plugin: {text}: expected a Python file")
+        if loaded.setdefault(path.stem, path) != path:
+            raise ConfigError(f"--plugin: two plugins are called '{path.stem}': {loaded[path.stem]} and {path}")
+        _import(path)
+    if loaded:
+        _announce_algorithms()
+    return [(name, sha256_file(path)) for name, path in loaded.items()]
+
+
+def _import(path: Path) -> None:
+    name = f"steelyard_plugin_{path.stem}"
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it is a .py file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SteelyardError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"--plugin: {path.name}: {type(error).__name__}: {error}") from error
+
+
+def _announce_algorithms() -> None:
+    from steelyard.algorithms.catalogue import add_plugin_entry, load_catalogue
+    from steelyard.algorithms.core import algorithms
+
+    for name, spec in algorithms.items():
+        if name not in load_catalogue():
+            add_plugin_entry(name, spec.describe())
