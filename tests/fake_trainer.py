@@ -16,6 +16,7 @@ from pathlib import Path
 from steelyard.algorithms.catalogue import describe
 from steelyard.errors import NumericalError
 from steelyard.files import atomic_directory, sha256_json
+from steelyard.plugins import load_plugins
 from steelyard.rundir import RunDir, run_identity
 
 PEAK = 1e-3
@@ -55,6 +56,7 @@ class FakeTrainer:
         return run_identity(config, data={}, weights=weights, plugins=plugins)
 
     def prepare(self, plugins):
+        load_plugins(plugins)
         self.home = Path(os.environ["FAKE_TRAINER"])
         if (self.home / "broken").exists():
             raise ImportError("the fake trainer is broken")

@@ -343,6 +343,19 @@ def test_source_that_changes_under_a_study_is_noticed(tmp_path, home, monkeypatc
     assert not calls(home)
 
 
+def test_plugins_are_part_of_a_runs_name_and_reach_the_workers(tmp_path, home):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("import os, pathlib\npathlib.Path(os.environ['FAKE_TRAINER'], str(os.getpid())).touch()\n")
+    plain = study({"algorithm": ["sft"]})
+    bare, with_plugin = run(tmp_path, plain, out="a"), run(tmp_path, plain, out="b", plugins=[str(plugin)])
+    names = [[p.name for p in (outcome.out / "runs").iterdir()] for outcome in (bare, with_plugin)]
+    assert names[0] != names[1]
+    worker = (home / "calls.log").read_text().splitlines()[-1].split()[1].removeprefix("pid=")
+    assert {str(os.getpid()), worker} <= {p.name for p in home.iterdir()}
+    with pytest.raises(ConfigError, match="expected a Python file"):
+        run(tmp_path, plain, plugins=[str(tmp_path / "none.py")])
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, home):
     outcome = run(tmp_path, dry_run=True)
     assert outcome.counts == {"finished": 0, "waiting": 12} and not outcome.out.exists()
@@ -564,3 +577,40 @@ def test_a_missing_record_says_how_to_make_it(tmp_path):
 def test_other_settings_than_those_of_the_selection_are_noted(record):
     made = selecting(record, {"algorithm": ["sft", {"name": "dpo", "train.max_steps": 9}], "seed": [0]})
     assert made.notes == ("selected with train.max_steps=2, used with train.max_steps=9 (dpo on builtin:0.1m)",)
+
+
+# --------------------------------------------------------------------------------------------------
+# With the real trainer
+
+
+@pytest.mark.slow
+def test_a_real_study_gives_the_same_numbers_whoever_computes_them(tmp_path):
+    plain = {
+        "name": "real",
+        "data": {"task": "arithmetic", "generate": {"prompts": 32, "num_generations": 4}},
+        "train": {"max_steps": 3, "prompts_per_step": 8},
+        "rollout": {"num_generations": 4},
+        "optim": {"learning_rate": 1e-3},
+        "eval": {"tasks": ["arithmetic", "facts"], "limit": 40},
+        "include_base": True,
+        "axes": {"algorithm": ["sft", "rft", "dpo", "kto", "grpo"], "model": ["builtin:0.1m"], "seed": [0, 1]},
+    }
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(plain))
+    console = Console(file=StringIO(), width=120)
+    one = run_study(tmp_path / "real.yaml", tmp_path / "one", 1, report=False, console=console)
+    two = run_study(tmp_path / "real.yaml", tmp_path / "two", 2, console=console)
+    assert one.exit_code == two.exit_code == 0 and one.counts == two.counts == {"finished": 19}
+    assert two.report is not None and (two.out / "results.json").is_file()
+    names = sorted(p.name for p in (one.out / "runs").iterdir())
+    assert len(names) == 11 and names == sorted(p.name for p in (two.out / "runs").iterdir())
+    weights = set()
+    for name in names:
+        a, b = (RunDir.open(outcome.out / "runs" / name) for outcome in (one, two))
+        a.verify()
+        assert a.facts()["weights_sha256"] == b.facts()["weights_sha256"]
+        assert a.facts()["metrics"] == b.facts()["metrics"]
+        assert [row["loss"] for row in a.metrics() if "loss" in row] == [
+            row["loss"] for row in b.metrics() if "loss" in row
+        ]
+        weights.add(a.facts()["weights_sha256"])
+    assert len(weights) == 11  # every algorithm and every seed ended elsewhere

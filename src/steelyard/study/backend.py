@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from steelyard.config import RunConfig
-from steelyard.errors import ConfigError
-from steelyard.files import sha256_file
+from steelyard.plugins import load_plugins
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -71,17 +70,6 @@ def load_backend(name: str) -> Backend:
     return getattr(importlib.import_module(module), attribute)()
 
 
-def plugin_hashes(plugins: Plugins) -> dict[str, str]:
-    """Source hash of every plugin file by its name; raises :class:`ConfigError` for a missing one."""
-    hashes: dict[str, str] = {}
-    for plugin in plugins:
-        path = Path(plugin)
-        if not path.is_file():
-            raise ConfigError(f"--plugin: {path} does not exist")
-        hashes[path.stem] = sha256_file(path)
-    return hashes
-
-
 class TrainerBackend:
     """The real one: :mod:`steelyard.trainer`."""
 
@@ -108,8 +96,7 @@ class TrainerBackend:
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
         importlib.import_module("steelyard.trainer.run")
-        for plugin in plugins:
-            import_file(Path(plugin))
+        load_plugins(plugins)
 
     def run_stage(self, config: RunConfig, kind: str, cache: Path, progress: Progress) -> None:
         """See :func:`steelyard.trainer.stages.run_stage`."""
@@ -127,16 +114,3 @@ class TrainerBackend:
         from steelyard.trainer.run import execute
 
         execute(config, out, cache=cache, progress=progress, plugins=tuple(plugins.items()))
-
-
-def import_file(path: Path) -> None:
-    """Run a plugin file as a module named by its stem."""
-    import importlib.util
-    import sys
-
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--plugin: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)

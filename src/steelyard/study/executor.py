@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Literal, Protocol
 
 from steelyard.errors import StudyError
 from steelyard.rundir import now, source_hash
-from steelyard.study.backend import TRAINER, load_backend, plugin_hashes
+from steelyard.study.backend import TRAINER, load_backend
 from steelyard.study.plan import RUN, Job, Plan, cache_directory, run_directory
 from steelyard.study.worker import Order, Setup, read_seconds, write_status
 
@@ -76,6 +76,7 @@ class Executor:
     """Called whenever the status of a job changed (``study.json`` is written from it)."""
     backend: str = TRAINER
     plugins: Sequence[str] = ()
+    plugin_hashes: Mapping[str, str] = field(default_factory=dict)
     states: dict[str, JobState] = field(default_factory=dict)
     _attempts: dict[str, int] = field(default_factory=dict)
     _pool: list[_Process] = field(default_factory=list)
@@ -223,8 +224,9 @@ class Executor:
         theirs.close()
         connection = Connection(ours.detach())
         self._pool.append(_Process(number, process, connection, log))
-        hashes = plugin_hashes(self.plugins)
-        setup = Setup(self.backend, tuple(self.plugins), hashes, cache_directory(self.out), source_hash())
+        paths = tuple(str(Path(plugin).resolve()) for plugin in self.plugins)
+        hashes = dict(self.plugin_hashes)
+        setup = Setup(self.backend, paths, hashes, cache_directory(self.out), source_hash())
         connection.send(setup)
 
     def _stop(self) -> None:

@@ -21,9 +21,10 @@ from rich.table import Table
 
 from steelyard.errors import RunError, StudyError
 from steelyard.files import Lock, atomic_write, plain_json, remove_stale_temporaries
+from steelyard.plugins import load_plugins
 from steelyard.rundir import now, source_hash
 from steelyard.study.axes import Study, load_study
-from steelyard.study.backend import TRAINER, load_backend, plugin_hashes
+from steelyard.study.backend import TRAINER, load_backend
 from steelyard.study.display import StudyDisplay, clock
 from steelyard.study.executor import Executor, JobState, available_cores
 from steelyard.study.plan import Job, Plan, cache_directory, make_plan, run_directory
@@ -81,9 +82,10 @@ def run_study(
         KeyboardInterrupt: Ctrl-C; workers are stopped and ``study.json`` is up to date.
     """
     console = console or Console()
+    hashes = dict(load_plugins(plugins))  # first: a study may name what they register
     study = load_study(spec)
     chosen = load_backend(backend)
-    plan = make_plan(study, chosen, plugin_hashes(plugins))
+    plan = make_plan(study, chosen, hashes)
     directory = Path(out) if out is not None else Path("runs") / study.name
     if dry_run:
         remaining = plan.remaining(directory, chosen)
@@ -97,7 +99,7 @@ def run_study(
         _refuse_other(study, directory)
         for folder in (directory, cache_directory(directory), directory / "runs"):
             remove_stale_temporaries(folder)
-        return _Session(plan, directory, workers, backend, tuple(plugins), console).run(report)
+        return _Session(plan, directory, workers, backend, plugins, hashes, console).run(report)
     finally:
         lock.release()
 
@@ -119,13 +121,14 @@ class _Session:
         out: Path,
         workers: int | None,
         backend: str,
-        plugins: tuple[str, ...],
+        plugins: Sequence[str],
+        hashes: Mapping[str, str],
         console: Console,
     ) -> None:
         threads = max(cell.config.threads for cell in plan.study.cells)
         self.plan, self.out, self.console = plan, out, console
         self.workers = workers or max(1, available_cores() // threads)
-        self.backend, self.plugins = backend, plugins
+        self.backend, self.plugins, self.hashes = backend, plugins, hashes
         self.started = now()
         self.states: dict[str, JobState] = {}
 
@@ -134,7 +137,9 @@ class _Session:
         before = time.monotonic()
         self._announce(len(remaining))
         display = StudyDisplay(self.console, self.plan, already_done=len(self.plan.jobs) - len(remaining))
-        executor = Executor(self.plan, self.out, self.workers, display, self._changed, self.backend, self.plugins)
+        executor = Executor(
+            self.plan, self.out, self.workers, display, self._changed, self.backend, self.plugins, self.hashes
+        )
         try:
             with display:
                 self.states = executor.run()
