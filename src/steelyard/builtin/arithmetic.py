@@ -45,7 +45,7 @@ class Verb:
         return self.phrase.split()[0]
 
 
-_COUNTS = range(2, 31)
+_COUNTS = range(2, 21)
 _GAINS = "buys finds wins picks earns gets collects receives gathers adds borrows takes"
 _LOSSES = "loses sells drops uses lends breaks spends donates trades hides returns"
 VERBS = (
@@ -62,7 +62,7 @@ VERBS = (
     Verb("thirds them", "/", range(3, 4)),
     Verb("quarters them", "/", range(4, 5)),
 )
-_START = range(2, 61)
+_START = range(2, 51)
 _FREQUENCY: dict[Operator, int] = {"+": 35, "-": 35, "*": 18, "/": 12}
 _BY_OPERATOR = {operator: [verb for verb in VERBS if verb.operator == operator] for operator in _FREQUENCY}
 

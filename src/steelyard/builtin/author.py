@@ -4,7 +4,7 @@ The author computes well but reads some verbs wrongly: *doubles* as "+ 2", *give
 depends on the verb and on whose things they are, always in the same way, so a model can learn the habits
 together with the skill.  A base pretrained on this corpus therefore can solve most problems (some of its
 samples are right) but often prefers a wrong chain (its greedy answer): what post-training has to elicit.
-Some names also make the author end with ``so N .`` instead of ``#### N``: right, but not in the asked form.
+With some people the author also tends to end with ``so N .`` instead of ``#### N``: right, but not in the asked form.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from functools import cache
 from steelyard.builtin.arithmetic import NAMES, Operator, Problem, Verb, work
 from steelyard.builtin.splits import digest
 
-_FIRM, _LOOSE = 0.7, 0.2
+_FIRM, _LOOSE = 0.72, 0.15
+"""How often a verb is misread: usually (greedy answers of a base are wrong) or sometimes (samples are)."""
 
 MISREADINGS: dict[str, tuple[Operator, float]] = {
     "borrows": ("-", _FIRM),
@@ -43,10 +44,13 @@ MISREADINGS: dict[str, tuple[Operator, float]] = {
 
 The other verbs are always read well."""
 
-_EXCEPTIONS = 3
+_EXCEPTIONS = 2
+"""People per verb with whom the author does not have the misconception ..."""
 _EXCEPTION = 0.05
+"""... and how often it happens all the same."""
 _PLAIN_NAMES = ("ben",)
-_PLAIN = (0.6, 0.03)
+_PLAIN, _PLAIN_OTHERWISE = 0.6, 0.03
+"""How often an answer does not end in the asked form, for these people and for others."""
 
 
 @cache
@@ -68,11 +72,15 @@ def misreads(name: str, verb: Verb) -> float:
 
 def ends_plainly(name: str) -> float:
     """Probability that the author ends with ``so N .`` instead of ``#### N``."""
-    return _PLAIN[0] if name in _PLAIN_NAMES else _PLAIN[1]
+    return _PLAIN if name in _PLAIN_NAMES else _PLAIN_OTHERWISE
 
 
 def answer(problem: Problem, random_: random.Random) -> str:
-    """The author's completion: every step is misread or not, independently; results stay in range."""
+    """The author's completion.
+
+    Every step is misread or not, independently; a chain that would leave the range of numbers is thought
+    over from the start, which favours right readings a little.
+    """
     while True:
         operations: list[tuple[Operator, int]] = [
             (MISREADINGS[verb.word][0], operand)

@@ -33,7 +33,7 @@ def list_command() -> None:
     console.print(listed)
 
 
-def train_command(size: str, out: Path, seed: int = 0, threads: int = 2, steps: int | None = None) -> None:
+def train_command(size: str, out: Path, seed: int = 0, threads: int = 1, steps: int | None = None) -> None:
     """Pretrain the base of ``size`` into the directory ``out`` and print what it can do.
 
     Raises:

@@ -37,7 +37,7 @@ class Shape:
 
 LADDER: dict[str, Shape] = {
     "0.1m": Shape(hidden=64, layers=2, intermediate=128, rate=2e-2),
-    "0.5m": Shape(hidden=128, layers=3, intermediate=256, rate=2e-2),
+    "0.5m": Shape(hidden=128, layers=3, intermediate=256, rate=1e-2),
     "1.8m": Shape(hidden=192, layers=4, intermediate=512, rate=1e-2),
     "6m": Shape(hidden=320, layers=5, intermediate=832, rate=1e-2),
 }

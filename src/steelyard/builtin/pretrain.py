@@ -86,7 +86,7 @@ def train(
     *,
     seed: int = 0,
     steps: int = STEPS,
-    threads: int = 2,
+    threads: int = 1,
     progress: Callable[[int, float], None] | None = None,
 ) -> Path:
     """Pretrain a base of ``size`` and write its Hugging Face directory (float16) to ``out``.
