@@ -96,6 +96,9 @@ class TrainerBackend:
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
         importlib.import_module("steelyard.trainer.run")
+        from steelyard.algorithms import load
+
+        load()  # stages look algorithms up, and may come before any run
         load_plugins(plugins)
 
     def run_stage(self, config: RunConfig, kind: str, cache: Path, progress: Progress) -> None:
