@@ -49,10 +49,12 @@ def make_study(
     spread: float = 0.12,
     failed: Sequence[tuple[str, str, int]] = (),
     skill: Mapping[str, float] = SKILL,
+    unformatted: Mapping[str, float] | None = None,
 ) -> Path:
     """Write ``root/study.json`` and one run directory per cell; returns ``root``.
 
-    ``failed`` lists (algorithm, model, seed) of cells whose run stops with an error.
+    ``failed`` lists (algorithm, model, seed) of cells whose run stops with an error; ``unformatted`` is the
+    share of answers by algorithm that are not put in the asked form (0.06 unless given).
     """
     cells, jobs = [], []
     arms = (["base"] if include_base else []) + list(algorithms)
@@ -64,7 +66,17 @@ def make_study(
                 run_id = hashlib.sha256(json.dumps(cell).encode()).hexdigest()[:16]
                 path = f"runs/{run_id}"
                 error = "NumericalError: loss is nan at step 7" if (algorithm, model, seed) in failed else None
-                _write_run(root / path, run_id, cell, tasks, steps, spread, skill, error)
+                _write_run(
+                    root / path,
+                    run_id,
+                    cell,
+                    tasks,
+                    steps,
+                    spread,
+                    skill,
+                    (unformatted or {}).get(algorithm, 0.06),
+                    error,
+                )
                 cells.append({"cell": cell, "run": run_id, "path": path})
                 jobs.append(
                     {
@@ -152,6 +164,7 @@ def _write_run(
     steps: int,
     spread: float,
     skill: Mapping[str, float],
+    unformatted: float,
     error: str | None,
 ) -> None:
     algorithm, model, seed = cell["algorithm"], cell["model"], cell["seed"]
@@ -182,7 +195,7 @@ def _write_run(
             if task["kind"] == "preference":
                 records = _pairs(task, level, noise, reward_head=algorithm == "rm", reference=not untrained)
             else:
-                records = _records(name, task, level - 0.8 * (name == "chains"), noise)
+                records = _records(name, task, level - 0.8 * (name == "chains"), noise, unformatted)
             lines = "".join(json.dumps(record) + "\n" for record in records)
             (directory / "eval").mkdir(exist_ok=True)
             (directory / "eval" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -244,12 +257,14 @@ def _config(cell: Mapping[str, Any], tasks: Mapping[str, Any], steps: int) -> di
     }
 
 
-def _records(name: str, task: Mapping[str, Any], level: float, noise: np.random.Generator) -> list[dict[str, Any]]:
+def _records(
+    name: str, task: Mapping[str, Any], level: float, noise: np.random.Generator, unformatted: float
+) -> list[dict[str, Any]]:
     items = _seeded("items", name)
     difficulty = items.normal(0.4, 1.2, task["items"])
     numbers = items.integers(2, 99, (task["items"], 2))
     right = level + noise.normal(0, 0.4, task["items"]) > difficulty
-    loose = noise.random(task["items"]) < 0.06
+    loose = noise.random(task["items"]) < unformatted
     cut = noise.random(task["items"]) < 0.03
     records = []
     for i in range(task["items"]):
