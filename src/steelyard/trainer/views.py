@@ -63,8 +63,8 @@ class Flat:
     def completion_column(self, name: str, chosen: np.ndarray) -> np.ndarray:
         """A completion column ``[b]`` of the chosen completions."""
         values = []
-        for i in chosen:
-            group = self.groups[self.owner[i]]
+        for i in chosen.tolist():
+            group = self.groups[int(self.owner[i])]
             if name not in group.completion_columns:
                 raise DataError(f"group {group.key}: completion column '{name}' is missing")
             values.append(group.completion_columns[name][self.index[i]])
