@@ -44,13 +44,14 @@ def _list(words: Sequence[str]) -> int:
     if args.json:
         print(as_json(catalogue))
         return 0
-    from rich.console import Console
     from rich.table import Table
+
+    from steelyard.commands.console import wide_console
 
     table = Table("name", "family", "learns from", "what", box=None, pad_edge=False)
     for name, entry in catalogue.items():
         table.add_row(name, entry["family"], _LEARNS_FROM[entry["data"]], entry["title"].rstrip("."))
-    Console().print(table)
+    wide_console().print(table)
     print("\n`steelyard algorithms show NAME` prints the formula, the source and the hyperparameters.")
     return 0
 

@@ -214,13 +214,13 @@ def _over_items(analysis: Analysis, table: Table, name: str) -> Test | None:
 
 
 def _print(analysis: Analysis) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table as Grid
 
+    from steelyard.commands.console import wide_console
     from steelyard.report import numbers as n
 
-    console = Console()
+    console = wide_console()
     for table in analysis.tables:
         unit = "%" if table.proportion else "score"
         title = f"{table.task.name} ({table.task.role}), {table.measure}, {len(table.task.items)} items, {unit}"

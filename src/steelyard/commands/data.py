@@ -53,9 +53,9 @@ def main(verb: str, words: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
-        from rich.console import Console
+        from steelyard.commands.console import wide_console
 
-        show(found, Console())
+        show(found, wide_console())
     return 0 if found.report.kept else ConfigError.exit_code
 
 

@@ -1,4 +1,4 @@
-"""``steelyard study FILE-or-NAME``, ``steelyard study status DIR``, ``steelyard report DIR``."""
+"""``steelyard study FILE-or-NAME``, ``study status DIR``, ``study select DIR``, and ``steelyard report DIR``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ def main(verb: str, words: Sequence[str]) -> int:
     """Run one of the verbs."""
     if verb == "report":
         return _report(words)
-    return _status(words[1:]) if words[:1] == ["status"] else _study(words)
+    actions = {"status": _status, "select": _select}
+    if words and words[0] in actions:
+        return actions[words[0]](words[1:])
+    return _study(words)
 
 
 def _study(words: Sequence[str]) -> int:
@@ -23,7 +26,8 @@ def _study(words: Sequence[str]) -> int:
         "  steelyard study quick\n"
         "  steelyard study studies/mine.yaml --out runs/mine --workers 4\n"
         "  steelyard study quick --dry-run\n"
-        "  steelyard study status runs/quick\n",
+        "  steelyard study status runs/quick\n"
+        "  steelyard study select runs/quick-select --out studies/quick-select.record.json\n",
     )
     arguments.add("study", metavar="FILE-or-NAME", help="a study file, or the name of one that exists")
     arguments.add("--out", type=Path, metavar="DIR", help="default: runs/<name of the study>")
@@ -48,6 +52,21 @@ def _status(words: Sequence[str]) -> int:
     from steelyard.study.status import status_command
 
     return status_command(args.directory, as_json=args.json)
+
+
+def _select(words: Sequence[str]) -> int:
+    arguments = Arguments(
+        "study select", "Write what a selection study chose (learning rates) as a record that another study reads."
+    )
+    arguments.add("directory", type=Path, metavar="DIR", help="the selection study's directory")
+    arguments.add(
+        "--out", type=Path, required=True, metavar="FILE", help="the record, such as quick-select.record.json"
+    )
+    arguments.add("--metric", metavar="NAME", help="what to choose by; default: the mean score of the tasks")
+    args = arguments.parse(words)
+    from steelyard.study.select import select_command
+
+    return select_command(args.directory, args.out, metric=args.metric)
 
 
 def _report(words: Sequence[str]) -> int:

@@ -76,7 +76,10 @@ def check_run(config: Any, plugins: Sequence[tuple[str, str]]) -> tuple[list[str
     if config.data.task is not None:
         get_task(config.data.task, where="data.task")
     for name in config.eval.tasks:
-        get_task(name, where="eval.tasks")
+        if get_task(name, where="eval.tasks").role == "unseen" and config.eval.split == "selection":
+            raise ConfigError(
+                f"eval.tasks: task '{name}' is unseen: it may be reported (eval.split: test), not selected on"
+            )
     for reward in config.rewards:
         get_reward(reward.name)
     stages = [stage.kind for stage in plan_stages(config)]
@@ -119,18 +122,19 @@ def run_and_report(
 
 def print_metrics(facts: Mapping[str, Any]) -> None:
     """The evaluation of a run as a table, and what the run cost."""
-    from rich.console import Console
     from rich.table import Table
+
+    from steelyard.commands.console import wide_console
 
     by_task: dict[str, dict[str, float]] = {}
     for name, value in (facts.get("metrics") or {}).items():
         task, _, measure = name.removeprefix("eval/").rpartition("/")
         by_task.setdefault(task, {})[measure] = value
-    console = Console()
+    console = wide_console()
     measures = list(dict.fromkeys(measure for values in by_task.values() for measure in values))
     if by_task:
         title = f"{facts.get('algorithm')} on {facts.get('model')}, seed {facts.get('seed')}"
-        table = Table("task", *measures, title=title, title_justify="left")
+        table = Table("task", *measures, title=title, title_justify="left", box=None, pad_edge=False)
         for task, values in by_task.items():
             table.add_row(task, *(_value(values.get(measure)) for measure in measures))
         console.print(table)
