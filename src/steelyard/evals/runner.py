@@ -70,9 +70,7 @@ def evaluate_tasks(
         records = [{**head, "split": cfg.split, **row} for row in rows]
         scored = [row for row in records if row["score"] is not None]
         if not scored:
-            raise DataError(
-                f"task '{task.name}': none of {len(records)} answers could be judged{_errors(rows)}"
-            )
+            raise DataError(f"task '{task.name}': none of {len(records)} answers could be judged{_errors(rows)}")
         for measure in means:
             values = [float(row[measure]) for row in records if row[measure] is not None]
             metrics[f"eval/{task.name}/{measure}"] = float(np.mean(values)) if values else float("nan")
@@ -100,9 +98,7 @@ def evaluate_preferences(
         raise DataError("held-out preferences: there is no pair to score")
     for group in groups:
         if group.k != 2:
-            raise DataError(
-                f"held-out preferences: group {group.key} has {group.k} completions, expected two"
-            )
+            raise DataError(f"held-out preferences: group {group.key} has {group.k} completions, expected two")
     with policy.measuring() as model:
         rows = _by_reward(policy, model, groups) if head == "score" else _by_logprob(policy, model, groups)
     measures = {
@@ -125,9 +121,7 @@ def evaluate_preferences(
 # Generative tasks
 
 
-def _generative(
-    policy: Policy, task: Task, items: Sequence[Item], max_length: int, seed: int
-) -> list[Record]:
+def _generative(policy: Policy, task: Task, items: Sequence[Item], max_length: int, seed: int) -> list[Record]:
     """Greedy answers and their verdicts, one row per item."""
     tokenizer = policy.tokenizer
     groups = NativeSampler.of(policy).generate(
@@ -229,10 +223,11 @@ def _by_logprob(policy: Policy, model: nn.Module, groups: Sequence[Group]) -> li
     rows = []
     for group, logps in zip(groups, _logps(policy, model, groups), strict=True):
         chosen, rejected = (float(values.sum()) for values in logps)
+        scale = max(abs(chosen), abs(rejected))
         row: Record = _pair(group) | {
             "logp_chosen": chosen,
             "logp_rejected": rejected,
-            "correct_logprob": _preferred(chosen, rejected),
+            "correct_logprob": _preferred(chosen, rejected, scale),
         }
         if "ref" in group.token_columns:
             columns = zip(group.token_columns["ref"], group.masks, strict=True)
@@ -241,7 +236,7 @@ def _by_logprob(policy: Policy, model: nn.Module, groups: Sequence[Group]) -> li
             row |= {
                 "ref_chosen": ref_chosen,
                 "ref_rejected": ref_rejected,
-                "correct_logratio": _preferred(chosen - ref_chosen, rejected - ref_rejected),
+                "correct_logratio": _preferred(chosen - ref_chosen, rejected - ref_rejected, scale),
             }
         rows.append(row)
     return rows
@@ -258,7 +253,7 @@ def _by_reward(policy: Policy, model: nn.Module, groups: Sequence[Group]) -> lis
                 | {
                     "score_chosen": chosen,
                     "score_rejected": rejected,
-                    "correct": _preferred(chosen, rejected),
+                    "correct": _preferred(chosen, rejected, max(abs(chosen), abs(rejected))),
                 }
             )
     return rows
@@ -275,8 +270,12 @@ def _pair(group: Group) -> Record:
     }
 
 
-def _preferred(chosen: float, rejected: float) -> float:
-    return 0.5 if chosen == rejected else float(chosen > rejected)
+def _preferred(chosen: float, rejected: float, scale: float) -> float:
+    """1, 0, or 0.5 for a tie: a difference within the rounding of float32 values of size ``scale`` is none.
+
+    Without it the untrained start, whose log-ratios are all zero, would be right on a random half.
+    """
+    return 0.5 if abs(chosen - rejected) <= 1e-6 * max(1.0, scale) else float(chosen > rejected)
 
 
 def _logps(policy: Policy, model: nn.Module, groups: Sequence[Group]) -> Iterator[list[np.ndarray]]:
@@ -297,6 +296,4 @@ def _batches(policy: Policy, groups: Sequence[Group]) -> Iterator[PackedBatch]:
 
 def _check_finite(group: Group, values: Sequence[float]) -> None:
     if not np.isfinite(values).all():
-        raise NumericalError(
-            f"evaluation: item {group.key} has a log-probability or score that is not finite"
-        )
+        raise NumericalError(f"evaluation: item {group.key} has a log-probability or score that is not finite")
