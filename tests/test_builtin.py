@@ -61,7 +61,7 @@ def test_buckets_do_not_depend_on_the_process() -> None:
     assert splits.bucket("arithmetic", "3 + 1") == "pretrain"
     assert splits.bucket("arithmetic", "4 + 1") == "train"
     item = get_task("arithmetic").load("train")[0]
-    assert item.prompt == "tom has 23 rings . tom spends 8 . how many rings does tom have ?"
+    assert item.prompt == "rosa has 42 books . rosa sells 9 . how many books does rosa have ?"
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -246,7 +246,7 @@ def test_pretraining_twice_gives_the_same_bits(tmp_path: Path) -> None:
             tmp_path / name,
             seed=seed,
             steps=4,
-            threads=2,
+            threads=1,
             progress=lambda _, loss, losses=losses: losses.append(loss),
         )
         digests.append(sha256_file(out / "model.safetensors"))

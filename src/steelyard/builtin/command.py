@@ -18,19 +18,17 @@ def list_command() -> None:
     """Print the ladder and the built-in tasks."""
     sizes = Table("size", "hidden", "layers", "heads", "weights", title="Ladder")
     for size, shape in ladder.LADDER.items():
-        weights = (
-            "shipped" if size in ladder.shipped() else f"steelyard builtin train --size {size} --out {size}"
-        )
         heads = f"{shape.hidden // ladder.HEAD_DIM} x {ladder.HEAD_DIM}"
+        weights = "shipped" if size in ladder.shipped() else "to be trained"
         sizes.add_row(f"builtin:{size}", str(shape.hidden), str(shape.layers), heads, weights)
-    listed = Table("task", "version", "kind", "role", "train / selection / test", "what", title="Tasks")
+    listed = Table("task", "role", "train", "selection", "test", "what it asks", title="Tasks")
     for name, counts in SIZES.items():
         task = tasks.get(name)
-        items = " / ".join(str(count) for count in counts.values())
-        listed.add_row(name, task.version, task.kind, task.role, items, task.description)
+        listed.add_row(name, task.role, *(str(count) for count in counts.values()), task.description)
     console = Console()
     console.print(sizes)
     console.print(listed)
+    console.print("Train a base: steelyard builtin train --size SIZE --out DIR", highlight=False)
 
 
 def train_command(size: str, out: Path, seed: int = 0, threads: int = 1, steps: int | None = None) -> None:
@@ -68,9 +66,7 @@ def train_command(size: str, out: Path, seed: int = 0, threads: int = 1, steps: 
             threads=threads,
             progress=lambda done, loss: bar.update(job, completed=done, loss=loss),
         )
-    console.print(
-        f"{out}: model.safetensors has sha256", sha256_file(out / "model.safetensors"), soft_wrap=True
-    )
+    console.print(f"{out}: model.safetensors has sha256", sha256_file(out / "model.safetensors"), soft_wrap=True)
     found = Table("selection split", "accuracy")
     for name, value in measure.measure(out).items():
         found.add_row(name, f"{value:.3f}")
