@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steelyard.commands.parser import Arguments, as_json
-from steelyard.errors import ConfigError, unknown
+from steelyard.errors import ConfigError, StudyError, unknown
 
 if TYPE_CHECKING:
     from steelyard.stats.analyse import Analysis, Comparison, Table
     from steelyard.stats.compare import Test
 
-ARM, SEED = "arm", "seed"
+ARM, SEED = "algorithm", "seed"
+"""Axes of the comparison; what names an arm stands on the first."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ def main(verb: str, words: Sequence[str]) -> int:
         print(as_json([_row for table in analysis.tables for _row in _rows(analysis, table)]))
     else:
         _print(analysis)
+        confounds = _confounds(list(found_runs(args.runs).values()))
+        if confounds:
+            print(f"the runs also differ in {', '.join(confounds)}: see config.resolved.yaml of each")
         if page is not None:
             print(f"report: {page}")
     return 0
@@ -81,7 +85,7 @@ def compare_runs(
     from steelyard.stats.analyse import analyse
     from steelyard.stats.table import load_study
 
-    found = {run.id: run for path in paths for run in _runs(Path(path))}
+    found = found_runs(paths)
     cells = _cells(list(found.values()))
     arms = list(dict.fromkeys(cell[ARM] for cell in cells))
     if len(arms) < 2:
@@ -105,7 +109,16 @@ def compare_runs(
     with tempfile.TemporaryDirectory() as scratch:
         directory = out or Path(scratch)
         atomic_write(directory / "study.json", json.dumps(study, indent=1) + "\n")
-        return analyse(load_study(directory), rng=np.random.default_rng(0), resamples=resamples)
+        try:
+            results = load_study(directory)
+        except StudyError as error:
+            raise StudyError(str(error).replace(f"{directory}:", "compare:")) from None
+        return analyse(results, rng=np.random.default_rng(0), resamples=resamples)
+
+
+def found_runs(paths: Sequence[str | Path]) -> dict[str, _Found]:
+    """Every finished run in run and study directories, by its id."""
+    return {run.id: run for path in paths for run in _runs(Path(path))}
 
 
 def _runs(path: Path) -> Iterator[_Found]:
@@ -129,34 +142,19 @@ def _runs(path: Path) -> Iterator[_Found]:
 
 
 def _cells(runs: Sequence[_Found]) -> list[dict[str, str]]:
-    """``{arm, seed}`` of every run: arms are named by what differs between the runs."""
+    """``{algorithm, seed}`` of every run: arms are named by what tells them apart."""
     if not runs:
         raise ConfigError("compare: none of these directories holds a finished run")
-    flat = [dict(_flat(run.config)) for run in runs]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    named = ("seed", "sft.seed", "algorithm.name", "model.name_or_path")
-    differing = [
-        key
-        for key in keys
-        if key not in named and not key.endswith("path") and len({config.get(key) for config in flat}) > 1
-    ]
-    # Hyperparameters differ between algorithms anyway; they name an arm only where one algorithm has several.
-    by_algorithm: dict[str, set[str]] = {}
-    for config in flat:
-        own = json.dumps({k: v for k, v in config.items() if k.startswith("algorithm.")}, sort_keys=True)
-        by_algorithm.setdefault(config["algorithm.name"], set()).add(own)
     models = {run.facts["model"] for run in runs}
-    labels = []
-    for run, config in zip(runs, flat, strict=True):
-        parts = [run.facts["algorithm"]]
-        if len(models) > 1:
-            parts.append(Path(run.facts["model"]).name)
-        for key in differing:
-            hyper = key.startswith("algorithm.")
-            if key in config and (not hyper or len(by_algorithm[config["algorithm.name"]]) > 1):
-                parts.append(f"{key.rpartition('.')[2]}={json.loads(config[key])}")
-        labels.append(run.label or " ".join(parts))
-    cells = [{ARM: label, SEED: str(run.facts["seed"])} for label, run in zip(labels, runs, strict=True)]
+    groups: dict[tuple[str, str], list[_Found]] = {}
+    for run in runs:
+        groups.setdefault((run.facts["algorithm"], run.facts["model"]), []).append(run)
+    cells = []
+    for run in runs:
+        alike = groups[run.facts["algorithm"], run.facts["model"]]
+        parts = [run.facts["algorithm"], *([Path(run.facts["model"]).name] if len(models) > 1 else [])]
+        parts += [f"{key.rpartition('.')[2]}={value}" for key, value in _differing(alike, run)]
+        cells.append({ARM: run.label or " ".join(parts), SEED: str(run.facts["seed"])})
     twice = Counter((cell[ARM], cell[SEED]) for cell in cells)
     for cell, run in zip(cells, runs, strict=True):
         if twice[cell[ARM], cell[SEED]] > 1:
@@ -164,12 +162,28 @@ def _cells(runs: Sequence[_Found]) -> list[dict[str, str]]:
     return cells
 
 
+_NAMED_ELSEWHERE = ("seed", "sft.seed", "algorithm.name", "model.name_or_path")
+
+
+def _differing(runs: Sequence[_Found], run: _Found) -> Iterator[tuple[str, Any]]:
+    """Settings of ``run`` that are not the same in all of ``runs``; seeds and places of files aside."""
+    flat = [dict(_flat(other.config)) for other in runs]
+    for key, value in _flat(run.config):
+        if key not in _NAMED_ELSEWHERE and not key.endswith("path") and any(f.get(key) != value for f in flat):
+            yield key, json.loads(value)
+
+
+def _confounds(runs: Sequence[_Found]) -> list[str]:
+    """Settings other than the algorithm's own in which runs of different arms differ."""
+    keys = {key for run in runs for key, _ in _differing(runs, run) if not key.startswith("algorithm.")}
+    # Methods that do not sample have no section for it: that is part of the method.
+    return sorted(key for key in keys if not key.startswith(("data.generate", "rollout.")))
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
-        elif prefix + key == "algorithm.name":
-            yield prefix + key, str(value)
         else:
             yield prefix + key, json.dumps(value, sort_keys=True)
 

@@ -74,3 +74,4 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(part)
     elif isinstance(value, dict):
         yield from _texts(value.get("content"))
+        yield from _texts(value.get("text"))  # a block of a message's content
