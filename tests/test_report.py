@@ -344,7 +344,7 @@ def test_numbers_are_written_one_way():
     assert [n.count(1, "run"), n.count(0, "run"), n.count(2, "study", "studies")] == ["1 run", "0 runs", "2 studies"]
     assert [n.detectable(0.129), n.detectable(3.7), n.detectable(3.7, False)] == [
         "12.9 points",
-        "more than 100 points, that is nothing",
+        "more than 100 points (that is, none)",
         "3.700",
     ]
 

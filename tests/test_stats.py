@@ -166,6 +166,7 @@ def test_crossed_bootstrap_has_the_variance_of_both_draws():
     scores[0, :] = np.nan
     assert estimate.crossed_bootstrap(scores, rng=rng) is not None
     assert estimate.crossed_bootstrap(scores[:1], rng=rng) is None
+    assert estimate.crossed_bootstrap(np.full((3, 9), 0.5), rng=rng) is None
 
 
 # --------------------------------------------------------------------------------------------------

@@ -18,7 +18,14 @@ from steelyard.stats.table import Results, Run, describe_cell, load_study
 BOOTSTRAP_SEED = 20260
 """Seed of the bootstrap's generator; written into ``results.json``."""
 
-SIGNALS = ("reward", "rewards/accuracies", "logps/accuracies", "mean_token_accuracy")
+SIGNALS = (
+    "reward",
+    "rewards/accuracies",
+    "logps/accuracies",
+    "mean_token_accuracy",
+    "rewards/margins",
+    "rewards/chosen",
+)
 """What a method tries to raise: the first of these that its runs logged is drawn beside the loss."""
 
 LIKELIHOODS = ("logps/chosen", "logps/mean")
@@ -289,7 +296,8 @@ def _samples(analysis: Analysis) -> list[Sample]:
         if scores is None or len(having) < 2:
             continue
         spread = np.nanvar(np.where(np.isfinite(scores), scores, np.nan), axis=0)
-        picked = [info.items[i] for i in np.argsort(-spread, kind="stable")[:SAMPLES_PER_TASK]]
+        most = np.argsort(-spread, kind="stable")[:SAMPLES_PER_TASK]
+        picked = [info.items[i] for i in most if spread[i] > 0]
         records = {name: {str(row["item"]): row for row in run.records(task)} for name, run in having.items()}
         for item in picked:
             rows = {name: found[item] for name, found in records.items()}

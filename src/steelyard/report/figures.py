@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,8 @@ def forest(
     """Arms from best to worst with intervals and single runs; the baseline's mean is a dashed line."""
     height = 58 + 23 * len(points)
     with rc_context(_STYLE):
-        figure, axes = _panel(352, height, left=98, right=46, top=26, bottom=30, title=title)
+        left = _room(point.arm for point in points)
+        figure, axes = _panel(352, height, left=left, right=46, top=26, bottom=30, title=title)
         place = {point.arm: -row for row, point in enumerate(points)}
         for point in points:
             look, y = looks[point.arm], place[point.arm]
@@ -166,7 +167,8 @@ def scale(
         positions: place of every tick; evenly spaced, or logarithms of the model sizes.
     """
     with rc_context(_STYLE):
-        figure, axes = _panel(352, max(260, 70 + 17 * len(lines)), left=40, right=92, top=26, bottom=44, title=title)
+        height, right = max(260, 70 + 17 * len(lines)), _room(line.arm for line in lines)
+        figure, axes = _panel(352, height, left=40, right=right, top=26, bottom=44, title=title)
         x = np.asarray(positions, dtype=float)
         width = float(np.ptp(x)) or 1.0
         ends: dict[str, float] = {}
@@ -202,7 +204,9 @@ def _name_ends(axes: Axes, ends: Mapping[str, float], looks: Mapping[str, Look],
     pixels = axes.get_window_extent().height
     step = 14.0 * (limits[1] - limits[0]) / pixels
     order = sorted(ends, key=lambda arm: ends[arm])
-    for arm, y in zip(order, spread([ends[arm] for arm in order], step), strict=True):
+    places = spread([ends[arm] for arm in order], step)
+    over = max(0.0, max(places, default=limits[1]) - limits[1])
+    for arm, y in zip(order, [place - over for place in places], strict=True):
         color = looks[arm].color
         axes.annotate(
             arm,
@@ -321,6 +325,11 @@ def _panel(
     return figure, axes
 
 
+def _room(names: Iterable[str]) -> float:
+    """Pixels beside the axes for arm names, a mark's distance included."""
+    return min(150.0, max(64.0, 24 + 6.7 * max((len(name) for name in names), default=0)))
+
+
 def _svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an ``<svg>`` element that can stand in an HTML page beside others."""
     out = io.StringIO()
@@ -336,12 +345,12 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
     text = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", text)
     text = re.sub(r"#0[1-5]0[0-9a-f]{3}\b", lambda match: _variable(match[0]), text)
     width, height = (float(n) for n in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0])
+    text = re.sub(r"<defs>\s*</defs>", "", text)
+    # A hundredth of a pixel is enough for shapes; what is written between tags must stay as it is.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)
     label = f'role="img" aria-label="{_attribute(alt)}"' if alt else 'aria-hidden="true"'
     head = f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" {label}>'
-    text = re.sub(r"<svg[^>]*>", head, text, count=1)
-    text = re.sub(r"<defs>\s*</defs>", "", text)
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # a hundredth of a pixel is enough
-    return re.sub(r"\s*\n\s*", "\n", text).strip()
+    return re.sub(r"\s*\n\s*", "\n", re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)).strip()
 
 
 def _unique_ids(text: str, name: str) -> str:

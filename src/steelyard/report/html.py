@@ -16,7 +16,7 @@ from markupsafe import Markup
 from steelyard.files import atomic_write
 from steelyard.report import figures, text
 from steelyard.report import numbers as n
-from steelyard.report.assemble import Report, assemble, name_condition
+from steelyard.report.assemble import LIKELIHOODS, SIGNALS, Report, assemble, name_condition
 from steelyard.report.figures import Curve, Line, Look, Point
 from steelyard.report.results import to_dict
 from steelyard.stats.analyse import Arm, Table
@@ -129,7 +129,7 @@ def _ranking(report: Report, looks: Mapping[str, Look]) -> Iterable[dict[str, An
             panels.append(Markup(panel))
         yield {
             "task": tables[0].task,
-            "measure": text.measure_name(measure, tables[0].task.kind),
+            "title": text.measured(tables[0]),
             "panels": panels,
         }
 
@@ -199,8 +199,8 @@ def _positions(ticks: Sequence[str]) -> list[float]:
 
 def _curves(report: Report, looks: Mapping[str, Look]) -> Iterable[dict[str, Any]]:
     """One row of panels per metric, one panel per arm."""
-    metrics = sorted({found.metric for found in report.curves}, key=lambda name: (name != "loss", name))
-    for metric in metrics:
+    present = {found.metric for found in report.curves}
+    for metric in (name for name in ("loss", *SIGNALS, *LIKELIHOODS) if name in present):
         sets = [found for found in report.curves if found.metric == metric]
         values = [value for found in sets for _, _, _, run in found.runs for value in run]
         margin = 0.05 * (max(values) - min(values)) or 0.1
@@ -238,18 +238,28 @@ def _table(table: Table) -> dict[str, Any]:
         "title": text.table_name(table),
         "measure": _axis_label(table),
         "extras": extras,
+        "crossed": any(arm.crossed for arm in table.arms),
         "paired": any(comparison.paired for comparison in table.comparisons),
         "parts": any(comparison.parts for comparison in table.comparisons),
         "rows": [(arm, table.comparison(arm.name)) for arm in table.arms],
         "design": text.design_line(table),
-        "remarks": [f"{c.arm}: {c.test.note}" for c in table.comparisons if c.test.note],
+        "remarks": _remarks(table),
     }
 
 
+def _remarks(table: Table) -> list[str]:
+    """Notes of the tests, each with the arms that it holds for."""
+    arms: dict[str, list[str]] = {}
+    for comparison in table.comparisons:
+        if comparison.test.note:
+            arms.setdefault(comparison.test.note, []).append(comparison.arm)
+    return [f"{n.listing(names)}: {note}" for note, names in arms.items()]
+
+
 def _commands(report: Report) -> list[str]:
-    study = report.results.name
-    out = report.results.path
-    return [f"steelyard study {study} --out {out.name}", f"steelyard report {out.name}"]
+    path = report.results.path
+    out = path.name if path.is_absolute() else path.as_posix()  # a page names no place on the machine it was made on
+    return [f"steelyard study {report.results.name} --out {out}", f"steelyard report {out}"]
 
 
 def _hashes(report: Report) -> list[tuple[str, list[str]]]:

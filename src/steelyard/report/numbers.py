@@ -60,7 +60,7 @@ def detectable(value: float | None, proportion: bool = True) -> str:
     if value is None:
         return NONE
     if proportion and value > 1:
-        return "more than 100 points, that is nothing"
+        return "more than 100 points (that is, none)"
     return f"{score(value, proportion)}{' points' if proportion else ''}"
 
 

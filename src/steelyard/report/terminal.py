@@ -9,19 +9,19 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from steelyard.report import numbers as n
+from steelyard.report import text
 from steelyard.report.assemble import Report, assemble, name_condition
-from steelyard.report.text import measure_name
 from steelyard.stats.analyse import Arm, Table
 
 
-def ranking_tables(report: Report) -> list[Grid]:
-    """One grid per task and measure: arms by mean over the conditions, a column per condition."""
+def ranking_tables(report: Report) -> list[tuple[str, Grid]]:
+    """Title and grid per task and measure: arms by mean over the conditions, a column per condition."""
     grids = []
     for task, measure in report.analysis.measures:
         tables = report.analysis.of(task, measure)
         info = tables[0].task
-        title = f"{task} ({info.role}): {measure_name(measure, info.kind)}"
-        grid = Grid(title=escape(title), title_justify="left", title_style="bold", header_style="")
+        title = f"{task} ({info.role}): {text.measure_name(measure, info.kind)}"
+        grid = Grid(header_style="")
         grid.add_column("arm")
         for table in tables:
             grid.add_column(
@@ -31,7 +31,7 @@ def ranking_tables(report: Report) -> list[Grid]:
         for name in _order(tables):
             cells = [_cell(table, name) for table in tables]
             grid.add_row(escape(name) + (" (baseline)" if name == report.analysis.baseline else ""), *cells)
-        grids.append(grid)
+        grids.append((title, grid))
     return grids
 
 
@@ -66,7 +66,8 @@ def print_ranking(study: str | Path | Report, console: Console | None = None) ->
     """
     console = console or Console()
     report = study if isinstance(study, Report) else assemble(study, resamples=0)
-    for grid in ranking_tables(report):
+    for title, grid in ranking_tables(report):
+        console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
         console.print(grid)
     notes = [
         "± is half of the 95 % interval over seeds; arms that share a letter are not resolved (which is not equality)."
@@ -74,14 +75,9 @@ def print_ranking(study: str | Path | Report, console: Console | None = None) ->
     arms = [arm for table in report.analysis.tables for arm in table.arms]
     if any(arm.interval and arm.interval.over == "items" for arm in arms):
         notes.append("* untrained, one deterministic model: the interval is over items.")
-    designs = [t for t in report.analysis.tables if t.design.detectable_corrected is not None and t.comparisons]
-    if designs:
-        designs.sort(key=lambda t: t.design.detectable_corrected or 0.0)
-        ends = [n.detectable(t.design.detectable_corrected, t.proportion) for t in (designs[0], designs[-1])]
-        notes.append(
-            "Found with 80 % power after correction: differences from the baseline of "
-            f"{' to '.join(dict.fromkeys(ends))}."
-        )
+    sight = text.summary(report).sight
+    if sight:
+        notes.append(sight)
     for failure in report.failures:
         notes.append(f"{failure.status}: {failure.title}: {failure.error}")
     for note in notes:

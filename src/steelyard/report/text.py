@@ -138,11 +138,14 @@ def _best(report: Report) -> list[str]:
             continue
         best = table.arms[0]
         rivals = table.unresolved_from(best.name)
+        mean = f"{n.score(best.summary.mean, table.proportion)}{' %' if table.proportion else ''}"
+        if len({arm.summary.mean for arm in table.arms}) == 1:
+            sentences.append(f"{table_name(table)}: every arm has {mean}.")
+            continue
         if len(rivals) == len(table.arms) - 1:
             end = "not resolved from any other arm"
         else:
             end = f"not resolved from it: {n.listing(rivals)}" if rivals else "resolved from every other arm"
-        mean = f"{n.score(best.summary.mean, table.proportion)}{' %' if table.proportion else ''}"
         sentences.append(f"{table_name(table)}: {best.name}, {mean}; {end}.")
     return sentences
 
@@ -153,12 +156,19 @@ def _sight(report: Report) -> str:
         return ""
     sharp = min(seen, key=lambda t: t.design.detectable_corrected or 0.0)
     blunt = max(seen, key=lambda t: t.design.detectable_corrected or 0.0)
-    low, high = (n.detectable(t.design.detectable_corrected, t.proportion) for t in (sharp, blunt))
-    between = low if low == high else f"{low} ({table_name(sharp)}) to {high} ({table_name(blunt)})"
+    least, most = (_found(table) for table in (sharp, blunt))
+    reach = least if least == most else f"{least} on {table_name(sharp)}, {most} on {table_name(blunt)}"
     return (
-        f"With 80 % power, and after correction, this design finds differences from the baseline of {between}. "
+        f"With 80 % power, and after correction, this design finds {reach}. "
         "Smaller true differences are found less often, and far smaller ones hardly ever."
     )
+
+
+def _found(table: Table) -> str:
+    size = table.design.detectable_corrected
+    if size is not None and size > 1 and table.proportion:
+        return "no possible difference"
+    return f"differences from {n.detectable(size, table.proportion)} up"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -171,15 +181,18 @@ def conclusions(report: Report) -> list[str]:
     resolved = [(t, c) for t in analysis.tables for c in t.comparisons if c.verdict in ("higher", "lower")]
     sentences = []
     held = [pair for pair in resolved if pair[1].p_holm_study is not None and pair[1].p_holm_study < analysis.alpha]
-    if analysis.comparisons:
-        sentences.append(
-            f"{len(resolved)} of {n.count(analysis.comparisons, 'tested comparison')} with {analysis.baseline} "
-            f"{'is' if len(resolved) == 1 else 'are'} resolved "
-            f"at Holm-corrected p < {analysis.alpha:g} within their table; {len(held)} of them remain so when all "
-            f"{analysis.comparisons} are corrected together."
-        )
-    else:
+    tested = n.count(analysis.comparisons, "tested comparison")
+    level = f"at Holm-corrected p < {analysis.alpha:g} within {'its' if analysis.comparisons == 1 else 'their'} table"
+    if not analysis.comparisons:
         sentences.append("No comparison with the baseline could be tested.")
+    elif not resolved:
+        sentences.append(f"None of {tested} with {analysis.baseline} is resolved {level}.")
+    else:
+        sentences.append(
+            f"{len(resolved)} of {tested} with {analysis.baseline} {'is' if len(resolved) == 1 else 'are'} resolved "
+            f"{level}; {len(held)} remain{'s' * (len(held) == 1)} so when all {analysis.comparisons} are corrected "
+            "together."
+        )
     for name in analysis.treatments:
         line = _record(report, name)
         if line:
@@ -234,8 +247,8 @@ def _inversions(report: Report) -> list[str]:
         return []
     what = f"resolved under both: {n.listing(real)}" if real else "none of these is resolved under both"
     return [
-        f"The order of means differs between conditions ({n.listing(counts)} of arms); {what}. Only what is resolved "
-        "under both is evidence that the order depends on the condition."
+        f"Arms whose means stand in another order under another condition: {n.listing(counts)}; {what}. Only what "
+        "is resolved under both is evidence that the order depends on the condition."
     ]
 
 
@@ -251,8 +264,8 @@ def cautions(report: Report) -> list[str]:
     if any(arm.interval and arm.interval.over == "seeds" for t in analysis.tables for arm in t.arms):
         found.append(
             "Anything about other questions of the same kind: intervals and tests are over training seeds, for "
-            "these very items. What a new draw of items would add is in results.json (seeds and items) "
-            "and is not tested here."
+            "these very items. The column “seeds and items” shows what a new draw of items would add; "
+            "it is not tested here."
         )
     if any(t.baseline and t.arm(t.baseline).summary.fixed for t in analysis.tables):
         found.append(
@@ -309,12 +322,12 @@ def _fairness(report: Report) -> list[str]:
 
 
 def needs(report: Report) -> list[Need]:
-    """Comparisons that are not resolved, those that would be cheapest to resolve first."""
+    """Comparisons that are not resolved, cheapest first; where no effect size exists, none can be planned for."""
     found = [
         Need(table, comparison)
         for table in report.analysis.tables
         for comparison in table.comparisons
-        if comparison.verdict == "not resolved"
+        if comparison.verdict == "not resolved" and comparison.g is not None
     ]
     return sorted(found, key=lambda need: need.comparison.seeds_needed or 10**9)
 
@@ -326,8 +339,10 @@ def needs(report: Report) -> list[Need]:
 def design_line(table: Table) -> str:
     """What the comparisons of one table could have found; printed under it."""
     design = table.design
-    if not design.comparisons or design.power is None:
+    if table.baseline is None or design.power is None:
         return "Nothing here can be tested: it takes at least two trained runs per arm and a baseline."
+    if not design.comparisons:
+        return "Nothing here can be tested."
     kind = "one-sample t against the fixed baseline" if design.against_constant else "Welch t"
     corrected = design.alpha / design.comparisons
     parts = [

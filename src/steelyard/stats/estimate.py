@@ -145,13 +145,13 @@ def crossed_bootstrap(
         scores: ``[seeds, items]``; NaN marks an item that could not be scored in that run.
 
     Returns:
-        The interval, or ``None`` with fewer than two seeds or items.
+        The interval, or ``None`` with fewer than two seeds or items, or when all scores are the same.
     """
     matrix = np.asarray(scores, dtype=float)
     seeds, items = matrix.shape
-    if seeds < 2 or items < 2:
-        return None
     scored = np.isfinite(matrix)
+    if seeds < 2 or items < 2 or not scored.any() or np.ptp(matrix[scored]) == 0:
+        return None
     values = np.where(scored, matrix, 0.0)
     row, column = _counts(seeds, resamples, rng), _counts(items, resamples, rng)
     total = ((row @ values) * column).sum(axis=1)
