@@ -1,14 +1,12 @@
 """Attention over packed prefix trees, registered with transformers as ``"steelyard_packed"``.
 
-Any transformers model whose layers all call the attention interface computes packed rows without a change to
-its
-code: the backbone gets ``position_ids`` and the extra keyword ``layout``, which reaches the function below in
-every layer; the mask function of the same name makes no mask, because the layout says who attends to whom.
+Any transformers model whose layers all call the attention interface computes packed rows without a change to its
+code: the backbone gets ``position_ids`` and the extra keyword ``layout``, which reaches the function below in every
+layer.  No mask is made for the row, because the layout says who attends to whom.
 
 Attention is computed per bucket of similar segments (:class:`steelyard.data.packing.Bucket`) with
-``scaled_dot_product_attention``: rows are gathered once per bucket, so its cost follows the trees' own sizes
-    and
-not the square of the row.
+``scaled_dot_product_attention``, so its cost follows the sizes of the trees and not the square of the row.  Kernels
+for other devices (FlexAttention, variable-length) belong into :func:`packed_attention`, chosen by ``query.device``.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from steelyard.data.packing import PackedBatch, PaddedLayout, TreeLayout, pack
 from steelyard.errors import ModelError
@@ -94,12 +92,8 @@ def packed_attention(
     return output.view(1, len(output), query.shape[1], -1), None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """The mask function of ``"steelyard_packed"``: the layout replaces the mask."""
-
-
+# No mask function is registered under this name, so transformers makes no mask: the layout replaces it.
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, _no_mask)
 
 
 class _Attend:
@@ -160,7 +154,7 @@ def _refuse_unsupported(module: nn.Module, layout: object, kwargs: dict[str, Any
         )
     if not getattr(module, "is_causal", True):
         raise ModelError(f"{name}: attention in both directions cannot be packed")
-    for feature in ("s_aux", "position_bias", "cu_seq_lens_q", "indexer"):
+    for feature in ("s_aux", "position_bias"):
         if kwargs.get(feature) is not None:
             raise ModelError(f"{name}: attention feature '{feature}' cannot be packed")
 
@@ -235,7 +229,7 @@ def supports_packing(model: nn.Module) -> tuple[bool, str]:
 
     What the config declares is checked first.  Then a small tree is computed: every layer must call the
     packed attention exactly once (state-space and linear attention layers do not), and changing a completion
-    must leave the hidden states of its sibling and of the next tree as they were, bit for bit.
+    must leave the hidden states of its sibling and of the next tree as they were.
 
     Returns:
         ``(True, "")`` or ``(False, reason)``.
@@ -251,10 +245,7 @@ def supports_packing(model: nn.Module) -> tuple[bool, str]:
     if getattr(config, "use_bidirectional_attention", False):
         return False, "attention in both directions cannot be packed"
     if not _takes_keywords(base.base_model):
-        return (
-            False,
-            f"{type(base.base_model).__name__}.forward passes no keywords on to its attention layers",
-        )
+        return False, f"{type(base.base_model).__name__}.forward passes no keywords on to its attention layers"
     return _probe(base)
 
 
@@ -272,7 +263,6 @@ def _probe(base: PreTrainedModel) -> tuple[bool, str]:
         return packed_attention(module, *args, sliding_window=sliding_window, **kwargs)
 
     AttentionInterface.register(_PROBE, recording)
-    AttentionMaskInterface.register(_PROBE, _no_mask)
     training = base.training
     base.eval()
     try:

@@ -1,8 +1,7 @@
 """A policy: model, tokenizer and template, loaded with clear errors and saved as a Hugging Face directory.
 
-Whatever is drawn at random (fresh weights, a score head, adapters) is drawn from the seed, so that loading
-twice gives the same bits.  Nothing but safetensors is read, and no code that a model directory may contain is
-run.
+Whatever is drawn at random (fresh weights, a score head, adapters) is drawn from the seed, so that loading twice
+gives the same bits.  Nothing but safetensors is read, and no code that a model directory may contain is run.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -136,13 +136,11 @@ def load_policy(
     Args:
         cfg: the ``model:`` section.
         lora: put adapters on it; adapters stored in ``directory`` are continued.
-        head: ``lm``, or ``score`` for a reward model with one scalar output, drawn from the seed if it is
-            new.
+        head: ``lm``, or ``score`` for a reward model with one scalar output, drawn from the seed if it is new.
         seed: of everything that is drawn.
         directory: a checkpoint or a stage's result, used in place of ``cfg.name_or_path``; if it holds
             adapters, the base still comes from ``cfg``.
-        tokenizer: a ready tokenizer in place of a stored one (its vocabulary gives the size of random
-            weights).
+        tokenizer: a ready tokenizer in place of a stored one (its vocabulary gives the size of random weights).
 
     Raises:
         ModelError: what is missing or does not fit, in one sentence.
@@ -151,10 +149,7 @@ def load_policy(
     adapters = source if _is_adapter(source) else None
     if adapters is not None:
         source = _base_of_adapters(Path(adapters)) if directory is None else _resolve(cfg)
-    if tokenizer is None:
-        tokenizer = _load_tokenizer(cfg.tokenizer or str(adapters or source), fallback=source)
-    if cfg.chat_template is not None:
-        tokenizer.chat_template = _read_template(Path(cfg.chat_template))
+    tokenizer = _tokenizer(cfg, tokenizer, adapters, source)
 
     random = cfg.init == "random" and (directory is None or adapters is not None)
     with _seeded(seed), _quiet():
@@ -187,11 +182,7 @@ def load_policy(
 
 def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer (and chat template) that :func:`load_policy` would give the model, without the model."""
-    source = _resolve(cfg)
-    tokenizer = _load_tokenizer(cfg.tokenizer or str(source), fallback=source)
-    if cfg.chat_template is not None:
-        tokenizer.chat_template = _read_template(Path(cfg.chat_template))
-    return tokenizer
+    return _tokenizer(cfg, None, _resolve(cfg))
 
 
 @contextmanager
@@ -249,22 +240,41 @@ def _base_of_adapters(directory: Path) -> Path | str:
     return Path(base) if Path(base).is_dir() else base
 
 
-def _load_tokenizer(name: str, fallback: Path | str) -> PreTrainedTokenizerBase:
-    for source in dict.fromkeys((name, str(fallback))):
-        path = Path(source)
-        if path.is_dir() and not any((path / f).is_file() for f in _TOKENIZER_FILES):
-            continue
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{source}: its tokenizer cannot be loaded ({_first_line(error)})") from error
-        if tokenizer.eos_token_id is None:
-            raise ModelError(f"{source}: its tokenizer has no EOS token, so no completion could ever end")
-        return tokenizer
-    raise ModelError(f"{name}: no tokenizer (tokenizer.json) in this model directory; name one in model.tokenizer")
-
-
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def _tokenizer(
+    cfg: ModelConfig, ready: PreTrainedTokenizerBase | None, *places: Path | str | None
+) -> PreTrainedTokenizerBase:
+    """``ready``, or the one that ``cfg`` names, or that of the first place which has one; with ``cfg``'s template."""
+    tokenizer = ready or _load_tokenizer([cfg.tokenizer] if cfg.tokenizer else [p for p in places if p is not None])
+    if tokenizer is None and cfg.tokenizer is None and cfg.name_or_path.startswith("builtin:"):
+        from steelyard.builtin.tokenizer import build  # the shape of a size whose weights are not shipped
+
+        tokenizer = build()
+    if tokenizer is None:
+        where = cfg.tokenizer or cfg.name_or_path
+        raise ModelError(f"{where}: no tokenizer (tokenizer.json) in this directory; name one in model.tokenizer")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token, so no completion could ever end")
+    if cfg.chat_template is not None:
+        tokenizer.chat_template = _read_template(Path(cfg.chat_template))
+    return tokenizer
+
+
+def _load_tokenizer(places: Sequence[Path | str]) -> PreTrainedTokenizerBase | None:
+    for place in places:
+        path = Path(place)
+        if path.is_absolute() or path.is_dir():
+            if not any((path / file).is_file() for file in _TOKENIZER_FILES):
+                continue
+        elif not _HUB_NAME.match(str(place)) or str(place).startswith("."):
+            raise ModelError(f"model.tokenizer: '{place}' is neither a directory nor a hub name (owner/name)")
+        try:
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare exceptions for damaged files
+            raise ModelError(f"{place}: its tokenizer cannot be loaded ({_first_line(error)})") from error
+    return None
 
 
 def _read_template(path: Path) -> str:
@@ -289,7 +299,7 @@ def _pretrained_model(cfg: ModelConfig, source: Path | str, head: Head) -> PreTr
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source}: the model cannot be loaded ({_first_line(error)})") from error
     missing = {name for name in info["missing_keys"] if head == "lm" or not name.startswith("score.")}
     if missing:
