@@ -14,6 +14,7 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import build_tokenizer
+from steelyard.builtin.tokenizer import build as build_builtin
 from steelyard.config import DataConfig
 from steelyard.data.bpe import train_bpe
 from steelyard.data.inspect import inspect_table, show
@@ -155,6 +156,15 @@ def test_helpers_give_what_the_renderer_gives(chat: PreTrainedTokenizerFast, pla
         assert words(tokenizer, completion_ids(tokenizer, "hi", "ok now", eos=False)) == "ok now"
         assert completion_text(tokenizer, group.completions[0]) == "ok now"
         assert stop_ids(tokenizer) == (tokenizer.eos_token_id,)
+
+
+def test_masks_agree_with_transformers_own() -> None:
+    tokenizer = build_builtin()
+    turns = says("system: be good", "user: how many ?", "assistant: 4", "tool: 5", "assistant: the answer is 5")
+    expected = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    group = only(tokenizer, {"messages": turns}, "Tokens")
+    assert [*group.prompt, *group.completions[0]] == expected["input_ids"]
+    assert [False] * len(group.prompt) + group.masks[0].tolist() == [m == 1 for m in expected["assistant_masks"]]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -21,6 +21,10 @@ def load_plugins(paths: Sequence[str | Path]) -> list[tuple[str, str]]:
         ConfigError: a missing file, one that is not Python, two of one name, or one that fails on import.
     """
     loaded: dict[str, Path] = {}
+    if paths:
+        from steelyard.algorithms import load
+
+        load()  # first, so that a name which is already taken is refused where it is taken again
     for text in paths:
         path = Path(text).resolve()
         if not path.is_file() or path.suffix != ".py":
