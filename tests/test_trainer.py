@@ -189,6 +189,15 @@ def test_same_seed_same_run_other_seed_other_run(cache: Path, tmp_path: Path) ->
     assert not same(weights(runs[0]), weights(runs[2]))
 
 
+def test_gradient_checkpointing_changes_memory_only(cache: Path, tmp_path: Path) -> None:
+    runs = [
+        execute(config("dpo", train__gradient_checkpointing=on), tmp_path / str(on), cache=cache).path
+        for on in (False, True)
+    ]
+    plain, recomputed = (weights(run) for run in runs)
+    assert all(torch.allclose(plain[k], recomputed[k], atol=1e-6) for k in plain)
+
+
 def test_a_finished_run_is_returned_and_never_overwritten(cache: Path, tmp_path: Path) -> None:
     cfg = config("sft", train__max_steps=1)
     first = execute(cfg, tmp_path / "run", cache=cache)

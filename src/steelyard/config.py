@@ -110,8 +110,6 @@ class DataConfig(Section):
     """A built-in task (`arithmetic`): gold rows, prompts and a verifier."""
     path: str | None = None
     """A JSON, JSONL(.gz), CSV or Parquet file of rows; relative to the recipe, or `data:NAME` for shipped data."""
-    eval_path: str | None = None
-    """Held-out rows of the same schema."""
     split: str = "train"
     """Split of the built-in task."""
     columns: dict[str, str] = Field(default_factory=dict)

@@ -43,7 +43,7 @@ ELSEWHERE = {
     "dataset": "data.path",
     "dataset_name": "data.path",
     "train_path": "data.path",
-    "eval_dataset": "data.eval_path",
+    "eval_dataset": "eval.preference_path",
     "cutoff_len": "data.max_length",
     "max_seq_length": "data.max_length",
     "sequence_len": "data.max_length",
@@ -71,7 +71,6 @@ ELSEWHERE = {
 
 _PATHS = (
     "data.path",
-    "data.eval_path",
     "eval.preference_path",
     "model.name_or_path",
     "model.tokenizer",

@@ -16,6 +16,7 @@ import torch
 from steelyard.algorithms.core import AlgorithmSpec
 from steelyard.config import RunConfig
 from steelyard.errors import NumericalError
+from steelyard.models.attention import base_of
 from steelyard.models.load import Policy
 from steelyard.trainer.sources import Source
 from steelyard.trainer.state import load_progress, restore_optimizer, restore_weights, save_checkpoint
@@ -52,6 +53,8 @@ class Loop:
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
+        if cfg.train.gradient_checkpointing:
+            base_of(policy.model).gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = make_optimizer(policy.model, cfg.optim)
         self.inputs = StepInput(
             policy=policy,

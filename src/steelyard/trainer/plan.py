@@ -145,7 +145,7 @@ def data_fingerprint(cfg: RunConfig) -> dict[str, Any]:
 
     A built-in task's generator is part of :func:`steelyard.rundir.source_hash`.
     """
-    plain = cfg.data.model_dump(mode="json", exclude={"generate", "eval_path", "path"})
+    plain = cfg.data.model_dump(mode="json", exclude={"generate", "path"})
     if cfg.data.path is not None:
         from steelyard.data.sources import resolve_path
 
@@ -159,7 +159,6 @@ def data_hashes(cfg: RunConfig) -> dict[str, str]:
 
     files = {
         "data.path": cfg.data.path,
-        "data.eval_path": cfg.data.eval_path,
         "eval.preference_path": cfg.eval.preference_path,
     }
     return {key: sha256_file(resolve_path(path)) for key, path in files.items() if path is not None}
