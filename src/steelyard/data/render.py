@@ -18,6 +18,7 @@ import numpy as np
 
 from steelyard.data.chat import Answer, Codec, Opening, as_messages
 from steelyard.data.rows import (
+    REQUIRED,
     Side,
     Table,
     as_label,
@@ -304,6 +305,10 @@ class Renderer:
     def _schema(self, table: Table, family: str) -> str:
         schema = detect_schema(table)
         if schema not in SCHEMAS[family]:
+            present = set(table.columns)
+            for wanted in SCHEMAS[family]:  # one column away from what is needed: name that column
+                if 0 < len(present & {*REQUIRED[wanted]}) < len(REQUIRED[wanted]):
+                    validate(table, wanted)
             raise DataError(
                 f"{table.source}: {family} needs {' or '.join(SCHEMAS[family])} rows, "
                 f"got {schema} rows (columns: {', '.join(table.columns)})"
