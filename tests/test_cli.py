@@ -14,9 +14,13 @@ import yaml
 
 import steelyard
 from steelyard import cli
+from steelyard.algorithms import catalogue
+from steelyard.algorithms import load as load_algorithms
+from steelyard.algorithms.core import algorithms
 from steelyard.cli import VERBS, main
 from steelyard.configfile import dump_yaml, load_run_config
 from steelyard.errors import ConfigError
+from steelyard.rewards.core import get_reward, rewards
 from steelyard.rundir import RunDir
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -330,6 +334,17 @@ def short(prompts, completions, completion_ids, **columns):
 '''
 
 
+@pytest.fixture
+def forgotten_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What plugins register is gone after the test."""
+    load_algorithms()
+    get_reward("answer")
+    for registry in (algorithms, rewards):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(catalogue, "_plugins", {})
+
+
+@pytest.mark.usefixtures("forgotten_plugins")
 def test_train_eval_generate_compare(capsys: Capture) -> None:
     Path("mine.py").write_text(PLUGIN, encoding="utf-8")
     evaluation = ["--eval.tasks", "arithmetic", "--eval.limit", "10", "--eval.split", "selection"]
@@ -372,6 +387,7 @@ def test_the_python_interface() -> None:
         steelyard.compare("base")
 
 
+@pytest.mark.usefixtures("forgotten_plugins")
 def test_plugins_that_fail(capsys: Capture) -> None:
     Path("broken.py").write_text("import nothing_of_that_name\n", encoding="utf-8")
     words = ["train", "small.yaml", "--dry-run", "--plugin"]
