@@ -1,0 +1,1 @@
+"""Models: loading and saving, packed attention, log-probabilities, the reference."""
