@@ -26,6 +26,7 @@ from steelyard.algorithms.catalogue import describe, load_catalogue
 from steelyard.config import RewardConfig, RunConfig
 from steelyard.errors import ConfigError, SteelyardError, nearest, unknown
 
+S = typing.TypeVar("S", bound=BaseModel)
 Overrides = Sequence[str] | Mapping[str, Any]
 """``["optim.learning_rate=1e-5"]`` (values are YAML), or ``{"optim.learning_rate": 1e-5}``."""
 
@@ -224,6 +225,16 @@ def load_run_config(
         raise ConfigError("\n".join(_worded(error.errors(include_url=False), lines))) from None
 
 
+def validate_section(section: type[S], values: Mapping[str, Any], name: str) -> S:
+    """One section of a run config from plain values, with the loader's messages (``name`` is its key)."""
+    try:
+        return section.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        keyed = [{**detail, "loc": (name, *detail["loc"])} for detail in details]
+        raise ConfigError("\n".join(_worded(keyed, {}))) from None
+
+
 def dump_yaml(config: RunConfig) -> str:
     """Every key of the resolved config with its value, as YAML that :func:`load_run_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
@@ -255,6 +266,11 @@ def _flag_value(key: str, text: str) -> Any:
     if not isinstance(value, str | list | None) and str in kinds and not kinds & {int, float, bool}:
         return text.strip()
     return value
+
+
+def is_switch(key: str) -> bool:
+    """Whether a dotted key is a plain yes or no, so that a flag may come without a value."""
+    return bool in _kinds(key)
 
 
 @cache
@@ -553,21 +569,3 @@ def _got(value: Any) -> str:
         return str(value).lower()
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def is_switch(key: str) -> bool:
-    """Whether a dotted key is a plain yes or no, so that a flag may come without a value."""
-    return bool in _kinds(key)
-
-
-S = typing.TypeVar("S", bound=BaseModel)
-
-
-def validate_section(section: type[S], values: Mapping[str, Any], name: str) -> S:
-    """One section of a run config from plain values, with the loader's messages (``name`` is its key)."""
-    try:
-        return section.model_validate_json(json.dumps(values, default=str), strict=True)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        keyed = [{**detail, "loc": (name, *detail["loc"])} for detail in details]
-        raise ConfigError("\n".join(_worded(keyed, {}))) from None

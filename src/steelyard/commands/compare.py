@@ -118,10 +118,13 @@ def compare_runs(
 
 def found_runs(paths: Sequence[str | Path]) -> dict[str, _Found]:
     """Every finished run in run and study directories, by its id."""
-    return {run.id: run for path in paths for run in _runs(Path(path))}
+    places = [Path(path) for path in paths]
+    several = sum((place / "study.json").is_file() for place in places) > 1
+    return {run.id: run for place in places for run in _runs(place, named=several)}
 
 
-def _runs(path: Path) -> Iterator[_Found]:
+def _runs(path: Path, *, named: bool) -> Iterator[_Found]:
+    """The runs of one directory; ``named`` puts the study's name into their labels."""
     from steelyard.rundir import RunDir
 
     if not (path / "study.json").is_file():
@@ -131,14 +134,20 @@ def _runs(path: Path) -> Iterator[_Found]:
             raise ConfigError(f"{path}: this run is {facts['status']}, not finished")
         yield _Found(path, facts["id"], facts, run.config())
         return
-    for entry in json.loads((path / "study.json").read_text(encoding="utf-8"))["cells"]:
+    study = json.loads((path / "study.json").read_text(encoding="utf-8"))
+    values: dict[str, set[str]] = {}
+    for entry in study["cells"]:
+        for axis, value in entry["cell"].items():
+            values.setdefault(axis, set()).add(str(value))
+    varying = [axis for axis, found in values.items() if len(found) > 1 and axis != SEED] or [ARM]
+    for entry in study["cells"]:
         directory = path / entry["path"]
         if not (directory / "run.json").is_file():
             continue
         run = RunDir.open(directory)
         if run.finished:
-            label = ", ".join(str(value) for axis, value in entry["cell"].items() if axis != SEED)
-            yield _Found(directory, run.id, run.facts(), run.config(), label)
+            label = ", ".join(str(entry["cell"][axis]) for axis in varying if axis in entry["cell"])
+            yield _Found(directory, run.id, run.facts(), run.config(), f"{study['name']}: {label}" if named else label)
 
 
 def _cells(runs: Sequence[_Found]) -> list[dict[str, str]]:
