@@ -201,6 +201,41 @@ def test_a_template_may_refuse_a_conversation(chat: PreTrainedTokenizerFast) -> 
         only(chat, {"prompt": "hi", "completion": "ok"}, "Tokens")
 
 
+def test_a_template_may_not_lose_what_is_said(chat: PreTrainedTokenizerFast) -> None:
+    blocks = TEMPLATE.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
+    chat.chat_template = blocks
+    with pytest.raises(DataError, match="leaves out what the user says"):
+        only(chat, {"prompt": "hi"}, "Rollouts")
+    chat.chat_template = TEMPLATE.replace("{{ m.content }}", "{% if m.role == 'user' %}{{ m.content }}{% endif %}")
+    with pytest.raises(DataError, match="rows:1: the chat template leaves out what the assistant says"):
+        only(chat, {"prompt": "hi", "completion": "ok"}, "Tokens")
+
+
+def test_a_template_may_fail_in_any_way(chat: PreTrainedTokenizerFast) -> None:
+    chat.chat_template = "{{ messages[3].content }}"
+    with pytest.raises(DataError, match="the chat template refuses the conversation"):
+        only(chat, {"prompt": "hi", "completion": "ok"}, "Tokens")
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llama3", "qwen2_5", "qwen3", "phi3", "lfm2", "gemma4"])
+def test_real_templates(name: str) -> None:
+    """Templates of real models (as TRL ships them): one trained answer with its end, nothing lost."""
+    trl = pytest.importorskip("trl", reason="the templates come with TRL")
+    file = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip(f"this TRL has no {file.name}")
+    tokenizer = train_bpe(["hello there"], 280)
+    ends = {"gemma3": "<end_of_turn>", "llama3": "<|eot_id|>", "phi3": "<eos>", "gemma4": "<turn|>"}
+    end = ends.get(name, "<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", *ends.values()]})
+    tokenizer.chat_template = file.read_text(encoding="utf-8")
+    group = only(tokenizer, {"prompt": "hello", "completion": "there"}, "Tokens")
+    assert tokenizer.decode(group.completions[0]).endswith(end) and group.masks[0].all()
+    assert "there" in completion_text(tokenizer, group.completions[0])
+    assert tokenizer.decode(group.prompt).count("hello") == 1
+    assert group.prompt.tolist().count(tokenizer.bos_token_id) <= 1
+
+
 def test_options_of_a_row_reach_the_template(chat: PreTrainedTokenizerFast) -> None:
     chat.chat_template = "{% if tools %}now {% endif %}{% if terse %}x {% endif %}" + TEMPLATE
     row = {"prompt": "hi", "completion": "ok", "tools": '[{"name": "f"}]', "chat_template_kwargs": {"terse": True}}

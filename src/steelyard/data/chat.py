@@ -88,8 +88,11 @@ class Codec:
         if not self.template:
             return (self.eos,)
         question = [{"role": "user", "content": "a"}]
-        opened = self._apply(question, _NOTHING, generation=True)
-        closed = self._apply([*question, {"role": "assistant", "content": "b"}], _NOTHING)
+        try:
+            opened = self._apply(question, _NOTHING, generation=True)
+            closed = self._apply([*question, {"role": "assistant", "content": "b"}], _NOTHING)
+        except DataError:  # a template that refuses this conversation; rows that it refuses are errors
+            return (self.eos,)
         if not closed.startswith(opened):
             return (self.eos,)
         tail = self.encode(closed[len(opened) :])
@@ -122,7 +125,9 @@ class Codec:
             if not isinstance(prompt, str):
                 raise DataError(_NO_TEMPLATE)
             return Opening(prompt, array([*self._first, *self.encode(prompt)] or [self.empty]))
-        text = self._apply(as_messages(prompt, "user"), options, generation=True)
+        messages = as_messages(prompt, "user")
+        text = self._apply(messages, options, generation=True)
+        _check_content(messages[-1], text)
         return Opening(text, array(self.encode(text) or [self.empty]))
 
     def answer(self, opening: Opening, prompt: Side, completion: Side, options: Mapping[str, Any] = _NOTHING) -> Answer:
@@ -178,6 +183,7 @@ class Codec:
             if turn["role"] == "assistant":
                 texts.append(self._apply(history, options))
                 trained.append(True)
+                _check_content(turn, texts[-1][len(texts[-2]) :])
         for shorter, longer in zip(texts, texts[1:], strict=False):
             _check_prefix(shorter, longer)
         return texts, trained
@@ -226,13 +232,11 @@ class Codec:
             raise DataError("the conversation has no message before its first assistant turn")
         if generation and messages[-1]["role"] == "assistant":
             raise DataError("the prompt ends with an assistant message; expected it to end before the answer")
-        from jinja2 import TemplateError
-
         try:
             text = self.tokenizer.apply_chat_template(
                 [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation, **options
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: it may fail in any way
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(f"the chat template refuses the conversation ({roles}): {error}") from None
         return str(text)
@@ -261,6 +265,17 @@ def array(ids: Sequence[int]) -> np.ndarray:
 def _last(ids: Sequence[int], wanted: Any) -> int:
     """Index of the last of ``ids`` that is in ``wanted``, or -1."""
     return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in wanted), -1)
+
+
+def _check_content(message: Mapping[str, Any], text: str) -> None:
+    """Templates made for images expect a list of blocks and quietly leave a string out."""
+    content = message.get("content")
+    bare = content.strip() if isinstance(content, str) else ""
+    if bare and bare[:20] not in text and bare[-20:] not in text:
+        raise DataError(
+            f"the chat template leaves out what the {message['role']} says ({bare[:30]!r} is not in its text); "
+            "give one for plain text with `model.chat_template`"
+        )
 
 
 def _check_prefix(shorter: str, longer: str) -> None:
