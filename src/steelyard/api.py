@@ -25,7 +25,7 @@ def train(
     """Train and evaluate one run; a run that is already finished is returned as it is.
 
     Args:
-        recipe: a YAML file, plain values, or a config that is already resolved.
+        recipe: a YAML file, the name of a recipe (``"dpo"``), plain values, or a config that is already resolved.
         out: the run directory; default ``runs/<id of the run>``.
         cache: inputs that runs share (generated rows, reference log-probabilities); default ``runs/cache``.
         plugins: Python files that register algorithms, rewards or tasks.
@@ -40,13 +40,16 @@ def train(
     """
     from steelyard.commands.train import check_run, default_cache
     from steelyard.config import RunConfig
-    from steelyard.configfile import load_run_config
+    from steelyard.configfile import find_recipe, load_run_config
     from steelyard.plugins import load_plugins
     from steelyard.trainer.run import execute
 
     loaded = load_plugins(plugins)
-    source = recipe.model_dump(mode="json") if isinstance(recipe, RunConfig) else recipe
-    config = load_run_config(source, overrides)
+    if isinstance(recipe, str | Path):
+        config = load_run_config(find_recipe(recipe), overrides)
+    else:
+        plain = recipe.model_dump(mode="json") if isinstance(recipe, RunConfig) else recipe
+        config = load_run_config(plain, overrides)
     directory = Path(out) if out is not None else Path("runs") / check_run(config, loaded)[1]
     where = Path(cache) if cache is not None else default_cache()
     return execute(config, directory, cache=where, resume=resume, plugins=tuple(loaded))

@@ -117,6 +117,20 @@ _Loader.add_implicit_resolver(
 )
 
 
+def find_recipe(name: str | Path) -> Path:
+    """A recipe by path, by name in ``./recipes``, or by name among the recipes that come with Steelyard."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.exists():
+        return path
+    package = Path(__file__).parent
+    folders = [Path("recipes"), package / "recipes", package.parents[1] / "recipes"]  # the last: a checkout
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+    raise ConfigError(unknown("recipe", str(name), known))
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 

@@ -52,7 +52,9 @@ class RunProgress:
         if new:
             if self.task is not None:
                 before = self.bar.tasks[self.task]
-                self.bar.update(self.task, completed=before.total or 1, total=before.total or 1)
+                whole = before.total or 1
+                done = f"{whole:.0f}/{whole:.0f}" if before.total else ""
+                self.bar.update(self.task, completed=whole, total=whole, count=done)
             self.task = self.bar.add_task(phase, total=total or None, count=count, facts=facts)
             self.phase = phase
         if self.task is not None:

@@ -28,7 +28,7 @@ def _arguments() -> Arguments:
     arguments = Arguments(
         "train", "Train one model as a recipe says, and evaluate it.", config=True, epilog=f"examples:\n{EXAMPLES}"
     )
-    arguments.add("recipe", nargs="*", help="YAML files; later ones override earlier ones, flags override all")
+    arguments.add("recipe", nargs="*", help="YAML files, or names of recipes; later ones override, flags override all")
     arguments.add("--config", action="append", default=[], metavar="FILE", help="the same as RECIPE")
     arguments.add("--out", type=Path, metavar="DIR", help="the run directory; default: runs/<id of the run>")
     arguments.add("--cache", type=Path, metavar="DIR", help="inputs that runs share; default: runs/cache")
@@ -45,15 +45,15 @@ def main(verb: str, words: Sequence[str]) -> int:
     if "-h" in words or "--help" in words:
         return _help(arguments, [word for word in words if word not in ("-h", "--help")])
     args = arguments.parse(words)
-    files = [*args.config, *args.recipe]
+    from steelyard.configfile import find_recipe, load_run_config
+
+    files = [find_recipe(name) for name in (*args.config, *args.recipe)]
     if not files and not args.overrides:
         raise ConfigError("train: name a recipe, such as recipes/dpo.yaml (see steelyard train --help)")
 
     from steelyard.plugins import load_plugins
 
     plugins = load_plugins(args.plugin)
-    from steelyard.configfile import load_run_config
-
     config = load_run_config(files, args.overrides)
     stages, identity = check_run(config, plugins)
     out = args.out or Path("runs") / identity
@@ -134,9 +134,11 @@ def print_metrics(facts: Mapping[str, Any]) -> None:
     measures = list(dict.fromkeys(measure for values in by_task.values() for measure in values))
     if by_task:
         title = f"{facts.get('algorithm')} on {facts.get('model')}, seed {facts.get('seed')}"
-        table = Table("task", *measures, title=title, title_justify="left", box=None, pad_edge=False)
-        for task, values in by_task.items():
-            table.add_row(task, *(_value(values.get(measure)) for measure in measures))
+        table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+        for task in by_task:
+            table.add_column(task, justify="right")
+        for measure in measures:
+            table.add_row(measure, *(_value(values.get(measure)) for values in by_task.values()))
         console.print(table)
     cost = facts.get("cost") or {}
     parts = [f"{cost[key]:,.1f} s {label}" for key, label in _SECONDS.items() if cost.get(key)]
@@ -164,11 +166,11 @@ def _help(arguments: Arguments, words: Sequence[str]) -> int:
     from rich.console import Console
 
     from steelyard.commands.flags import print_flags
-    from steelyard.configfile import load_run_config
+    from steelyard.configfile import find_recipe, load_run_config
     from steelyard.plugins import load_plugins
 
     load_plugins(args.plugin)
-    files = [*args.config, *args.recipe]
+    files = [find_recipe(name) for name in (*args.config, *args.recipe)]
     config = load_run_config(files, args.overrides) if files or args.overrides else None
     console = Console()
     print_flags(config, Console(width=min(console.width, 140) if console.is_terminal else 120))
