@@ -162,9 +162,7 @@ def test_template_ends_an_answer_with_eos_and_keeps_prefixes(tokenizer) -> None:
     ]
 
     def ids(messages, **options):
-        return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)[
-            "input_ids"
-        ]
+        return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
 
     whole = ids(turns)
     for count in range(1, len(turns)):
@@ -172,9 +170,9 @@ def test_template_ends_an_answer_with_eos_and_keeps_prefixes(tokenizer) -> None:
     prompt = ids(turns[:2], add_generation_prompt=True)
     assert whole[: len(prompt)] == prompt
     assert whole[-1] == tokenizer.eos_token_id and whole.count(tokenizer.bos_token_id) == 1
-    masked = tokenizer.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )["assistant_masks"]
+    masked = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)[
+        "assistant_masks"
+    ]
     assert sum(masked) == 6 + 1 + 2 + 1
 
 

@@ -173,9 +173,7 @@ def test_answers_are_greedy_and_the_model_is_untouched(task) -> None:
     for row, item in zip(rows, items, strict=False):
         ids = torch.from_numpy(prompt_ids(policy.tokenizer, item.prompt).astype(np.int64))[None]
         with standard_attention(policy.model):
-            out = policy.model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9
-            )
+            out = policy.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9)
         reference = out[0, ids.shape[1] :]
         assert row["completion"] == policy.tokenizer.decode(reference, skip_special_tokens=True)
         assert row["length"] == len(reference) and row["truncated"] == int(reference[-1] != 2)
@@ -227,9 +225,7 @@ def test_every_kind_of_answer_is_counted_where_it_belongs(task, monkeypatch: pyt
     policy.tokenizer = build_tokenizer(words)
     monkeypatch.setattr(runner, "NativeSampler", canned(policy.tokenizer, answers))
     records = Records()
-    metrics = evaluate_tasks(
-        policy, EvalConfig(tasks=["test-counts"]), seed=0, writer=records, purpose="report"
-    )
+    metrics = evaluate_tasks(policy, EvalConfig(tasks=["test-counts"]), seed=0, writer=records, purpose="report")
     found = {name.split("/")[-1]: value for name, value in metrics.items()}
     assert found == pytest.approx(
         {
@@ -357,9 +353,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 
 def gsm8k_rows(count: int, tag: str) -> list[dict]:
-    return [
-        {"question": f"{tag} {i} + 1?", "answer": f"{i} + 1 = {i + 1}\n#### {i + 1:,}"} for i in range(count)
-    ]
+    return [{"question": f"{tag} {i} + 1?", "answer": f"{i} + 1 = {i + 1}\n#### {i + 1:,}"} for i in range(count)]
 
 
 def test_a_directory_of_gsm8k_rows_has_three_disjoint_splits(tmp_path: Path) -> None:
@@ -400,9 +394,7 @@ def test_bad_file_tasks_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows.jsonl:2: the answer does not end in '#### N'"):
         get_task(f"gsm8k:{file}").load("test")
     file = write_rows(tmp_path / "rows.jsonl", [{"question": "q", "solution": "#### 5"}])
-    with pytest.raises(
-        DataError, match=r"rows.jsonl:1: expected text in the column 'answer'; columns: question"
-    ):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: expected text in the column 'answer'; columns: question"):
         get_task(f"gsm8k:{file}").load("test")
 
 

@@ -98,17 +98,15 @@ def same_completions(a: list[Group], b: list[Group]) -> bool:
 # Against transformers
 
 
-def assert_greedy_equals_generate(
-    model: torch.nn.Module, prompts: list[np.ndarray], length: int = 20
-) -> None:
+def assert_greedy_equals_generate(model: torch.nn.Module, prompts: list[np.ndarray], length: int = 20) -> None:
     params = SamplingParams(temperature=0.0, max_completion_length=length)
     config = GenerationConfig(do_sample=False, max_new_tokens=length, eos_token_id=EOS, pad_token_id=PAD)
     for group in native(model).generate(prompts, params, seed=0):
         ids = torch.from_numpy(group.prompt.astype(np.int64))[None]
         with standard_attention(model):
-            reference = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
-            )[0, ids.shape[1] :].numpy()
+            reference = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)[
+                0, ids.shape[1] :
+            ].numpy()
         ours = group.completions[0]
         if not np.array_equal(ours, reference):
             place = int(np.flatnonzero(ours[: len(reference)] != reference[: len(ours)])[0])
@@ -378,9 +376,7 @@ def test_both_engines_draw_the_same(llama: PreTrainedModel) -> None:
     slow = native(llama)
     slow.why = "compared with"
     prompts = ragged_prompts(5)
-    assert same_completions(
-        native(llama).generate(prompts, params, seed=0), slow.generate(prompts, params, seed=0)
-    )
+    assert same_completions(native(llama).generate(prompts, params, seed=0), slow.generate(prompts, params, seed=0))
 
 
 def test_bad_input_is_refused(llama: PreTrainedModel) -> None:

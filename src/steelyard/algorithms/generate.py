@@ -44,9 +44,7 @@ def _section(spec: AlgorithmSpec) -> str:
         f"recipe `recipes/{spec.key}.yaml`" if spec.loss else "",
     ]
     body = spec.doc.split("\nArgs:\n")[0].strip()
-    rows = [
-        f"| `{hp.name}` | {hp.default} | {hp.help} |" for hp in spec.hyperparameters.values()
-    ]
+    rows = [f"| `{hp.name}` | {hp.default} | {hp.help} |" for hp in spec.hyperparameters.values()]
     table = ["", "| hyperparameter | default | meaning |", "|---|---|---|", *rows] if rows else []
     return "\n".join([f"## `{spec.key}`", "", " · ".join(f for f in facts if f), "", body, *table, ""])
 

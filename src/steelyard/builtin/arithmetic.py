@@ -92,9 +92,7 @@ class Problem:
     def question(self) -> str:
         """The user's message."""
         told = "".join(f"{self.name} {verb.phrase.format(k=operand)} . " for verb, operand in self.steps)
-        return (
-            f"{self.name} has {self.start} {self.thing} . {told}how many {self.thing} does {self.name} have ?"
-        )
+        return f"{self.name} has {self.start} {self.thing} . {told}how many {self.thing} does {self.name} have ?"
 
     @property
     def operations(self) -> list[tuple[Operator, int]]:

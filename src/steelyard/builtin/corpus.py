@@ -37,8 +37,6 @@ def batches(seed: int) -> Iterator[list[list[Message]]]:
     told = {task: arithmetic.problems(task, "pretrain", steps, seed=seed) for task, steps in STEPS.items()}
     world, fame = facts.world(), [fact.fame for fact in facts.world()]
     while True:
-        batch = [
-            _problem(next(source), random_) for task, source in told.items() for _ in range(MIXTURE[task])
-        ]
+        batch = [_problem(next(source), random_) for task, source in told.items() for _ in range(MIXTURE[task])]
         batch += [_fact(fact) for fact in random_.choices(world, fame, k=MIXTURE["facts"])]
         yield batch

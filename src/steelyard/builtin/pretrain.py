@@ -75,9 +75,7 @@ def loss_of(model: LlamaForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
     # Right padding needs no attention mask: no real token looks ahead at it, and its own loss is left out.
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
-    )
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
 
 
 def train(

@@ -30,9 +30,7 @@ def _word_problems(task: str, split: Split) -> tuple[Item, ...]:
         problem = next(source)
         completion, value = arithmetic.solution(problem)
         columns = {"steps": len(problem.steps), "canonical": problem.canonical, "name": problem.name}
-        items.append(
-            Item(f"{task}/{split}/{number}", problem.question, str(value), completion, columns=columns)
-        )
+        items.append(Item(f"{task}/{split}/{number}", problem.question, str(value), completion, columns=columns))
     return tuple(items)
 
 

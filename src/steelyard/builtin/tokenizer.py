@@ -56,9 +56,7 @@ def words() -> list[str]:
     told += [*facts.FIRST, *facts.SECOND]
     numbers = [str(number) for number in range(arithmetic.LARGEST + 1)]
     return list(
-        dict.fromkeys(
-            [*numbers, *_SIGNS, *(word for text in told for word in text.split()), *_GENERAL.split()]
-        )
+        dict.fromkeys([*numbers, *_SIGNS, *(word for text in told for word in text.split()), *_GENERAL.split()])
     )
 
 

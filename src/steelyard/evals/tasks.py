@@ -83,9 +83,7 @@ def _split_files(path: Path) -> dict[str, Path]:
         candidates = [path / f"{split}{suffix}" for suffix in _SUFFIXES]
         file = next((candidate for candidate in candidates if candidate.is_file()), None)
         if file is None:
-            raise DataError(
-                f"{path}: no {split} file; expected one of {', '.join(c.name for c in candidates)}"
-            )
+            raise DataError(f"{path}: no {split} file; expected one of {', '.join(c.name for c in candidates)}")
         found[split] = file
     return found
 
@@ -106,8 +104,7 @@ def _text(table: Table, index: int, row: Mapping[str, object], column: str) -> s
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         raise DataError(
-            f"{table.where(index)}: expected text in the column '{column}'; "
-            f"columns: {', '.join(table.columns)}"
+            f"{table.where(index)}: expected text in the column '{column}'; columns: {', '.join(table.columns)}"
         )
     return value
 

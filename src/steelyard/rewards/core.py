@@ -129,9 +129,7 @@ def score(
             f"{name}: {result.unscored} unscored {dict(result.failures) or ''}".strip()
             for name, result in results.items()
         )
-        raise DataError(
-            f"rewards: none of {count} completions could be scored ({reasons or 'no reward given'})"
-        )
+        raise DataError(f"rewards: none of {count} completions could be scored ({reasons or 'no reward given'})")
     return totals, results
 
 

@@ -67,9 +67,7 @@ def verify_number(text: str, answer: str) -> Verdict:
     gold = extract_number(answer, "strict") if MARKER in answer else parse_number(answer)
     if gold is None:
         return Verdict(None, None)
-    return Verdict(
-        strict=extract_number(text, "strict") == gold, flexible=extract_number(text, "flexible") == gold
-    )
+    return Verdict(strict=extract_number(text, "strict") == gold, flexible=extract_number(text, "flexible") == gold)
 
 
 def is_empty(text: str) -> bool:

@@ -252,9 +252,7 @@ AttentionInterface.register(NAME, decode_attention)
 AttentionMaskInterface.register(NAME, _no_mask)
 
 
-def deal(
-    prompts: np.ndarray, alive: np.ndarray, rows: np.ndarray, nobody: int
-) -> tuple[np.ndarray, np.ndarray]:
+def deal(prompts: np.ndarray, alive: np.ndarray, rows: np.ndarray, nobody: int) -> tuple[np.ndarray, np.ndarray]:
     """How live completions of unequally many per prompt are put into equal blocks, at least cost.
 
     With many slots per block a prompt is read for many rows at once, but slots stay empty; with few slots

@@ -158,9 +158,7 @@ class NativeSampler:
             for place, (prompt, name) in enumerate(zip(prompts, names, strict=True))
         ]
 
-    def _group(
-        self, prompt: np.ndarray, key: str, completions: list[tuple[np.ndarray, np.ndarray, bool]]
-    ) -> Group:
+    def _group(self, prompt: np.ndarray, key: str, completions: list[tuple[np.ndarray, np.ndarray, bool]]) -> Group:
         tokens = tuple(ids for ids, _, _ in completions)
         return Group(
             prompt=np.asarray(prompt, dtype=np.int32),
@@ -291,9 +289,7 @@ def _native(
         raise AssertionError("unreachable: the last step returns")
 
 
-def _read_prompts(
-    backbone: nn.Module, cache: DecodeCache, prompts: Sequence[np.ndarray], pad_id: int
-) -> Tensor:
+def _read_prompts(backbone: nn.Module, cache: DecodeCache, prompts: Sequence[np.ndarray], pad_id: int) -> Tensor:
     """Fill the cache with the prompts' keys and values; returns the last hidden states ``[g, d]``."""
     device = cache.lengths.device
     states = []

@@ -94,6 +94,7 @@ class Loop:
             "global_step": self.step,
             **measured,
             **found,
+            "epoch": self.step * self.cfg.train.prompts_per_step / self.source.order.n_rows,
             "learning_rate": rate,
             "grad_norm": norm,
             "num_tokens": self.tokens,
@@ -113,9 +114,7 @@ class Loop:
             "generated_tokens": generated,
             "train_seconds": self.seconds,
         }
-        return save_checkpoint(
-            run, self.policy, self.optimizer, state, keep=self.cfg.train.save_total_limit
-        )
+        return save_checkpoint(run, self.policy, self.optimizer, state, keep=self.cfg.train.save_total_limit)
 
     def restore(self, checkpoint: Path) -> None:
         """Continue after ``checkpoint``."""

@@ -61,8 +61,7 @@ def source_table(cfg: RunConfig) -> Table:
         return load_table(cfg.data)
     items = task_items(cfg)[0]
     rows = [
-        {"prompt": item.prompt, "completion": item.completion, "answer": item.answer, "item": item.id}
-        for item in items
+        {"prompt": item.prompt, "completion": item.completion, "answer": item.answer, "item": item.id} for item in items
     ]
     return Table.from_rows(rows, f"{cfg.data.task}/{cfg.data.split}")
 
@@ -170,9 +169,7 @@ def read_group(row: Mapping[str, Any]) -> Group:
         masks=tuple(np.ones(len(ids), bool) for ids in completions),
         columns=row["columns"],
         completion_columns={k: np.asarray(v) for k, v in row["completion_columns"].items()},
-        token_columns={
-            k: tuple(np.asarray(x, np.float32) for x in v) for k, v in row["token_columns"].items()
-        },
+        token_columns={k: tuple(np.asarray(x, np.float32) for x in v) for k, v in row["token_columns"].items()},
         policy_version=row["policy_version"],
         key=row["key"],
     )

@@ -16,8 +16,7 @@ import torch
 from steelyard.algorithms import load as load_algorithms
 from steelyard.algorithms.core import AlgorithmSpec, algorithms
 from steelyard.config import RunConfig
-from steelyard.data.rows import read_table
-from steelyard.data.sources import resolve_path
+from steelyard.data.sources import read_source
 from steelyard.errors import RunError
 from steelyard.evals.runner import evaluate_preferences, evaluate_tasks
 from steelyard.models.load import Policy, freeze_copy, save_policy, weights_sha256
@@ -222,7 +221,10 @@ class _Run:
             )
         if self.cfg.eval.preference_path is not None:
             metrics |= evaluate_preferences(
-                policy, self._held_out(policy), writer=self.run.write_records, head=self.head  # type: ignore[arg-type]
+                policy,
+                self._held_out(policy),
+                writer=self.run.write_records,
+                head=self.head,  # type: ignore[arg-type]
             )
         return metrics
 
@@ -231,7 +233,7 @@ class _Run:
         from steelyard.data.render import Renderer
 
         assert self.cfg.eval.preference_path is not None
-        table = read_table(resolve_path(self.cfg.eval.preference_path), columns=self.cfg.data.columns)
+        table = read_source(self.cfg.eval.preference_path, columns=self.cfg.data.columns)
         result = Renderer.from_config(policy.tokenizer, self.cfg.data).render(table, "Pairs")
         self.run.write_json("held_out.json", result.report.to_dict())
         if self.head == "score":

@@ -30,6 +30,8 @@ from steelyard.types import Group
 class Source(Protocol):
     """Gives the groups of an optimizer step, and what making them showed (metrics)."""
 
+    order: StepOrder
+    """Which rows (or prompts) each step takes."""
     total_steps: int
 
     def groups(self, step: int, policy: Policy) -> tuple[list[Group], dict[str, float]]:
@@ -140,9 +142,7 @@ class OnlineSource:
         self.generated_tokens += sum(len(c) for g in groups for c in g.completions)
         return [g.replace(key=c.key, columns=c.columns) for g, c in zip(groups, chosen, strict=True)]
 
-    def _score(
-        self, chosen: list[Group], sampled: list[Group], policy: Policy
-    ) -> tuple[list[Group], dict[str, float]]:
+    def _score(self, chosen: list[Group], sampled: list[Group], policy: Policy) -> tuple[list[Group], dict[str, float]]:
         n = self.rollout.num_generations
         texts = [completion_text(policy.tokenizer, ids) for g in sampled for ids in g.completions]
         prompts = [c.columns.get("prompt", c.key) for c in chosen for _ in range(n)]
@@ -156,13 +156,9 @@ class OnlineSource:
         groups = []
         for row, group in enumerate(sampled):
             # An unscorable completion is masked out: it is counted, and it trains nothing.
-            masks = tuple(
-                mask & bool(np.isfinite(r)) for mask, r in zip(group.masks, rewards[row], strict=True)
-            )
+            masks = tuple(mask & bool(np.isfinite(r)) for mask, r in zip(group.masks, rewards[row], strict=True))
             added = {"reward": np.nan_to_num(rewards[row]), "advantage": advantage[row]}
-            groups.append(
-                group.replace(masks=masks, completion_columns={**group.completion_columns, **added})
-            )
+            groups.append(group.replace(masks=masks, completion_columns={**group.completion_columns, **added}))
         spread = np.nanstd(rewards, axis=1)
         metrics = {
             "reward": float(np.nanmean(rewards)),

@@ -272,4 +272,3 @@ def _plain(cfg: RunConfig, cache: Path) -> Callable[[np.ndarray], str]:
         known[tuple(row["prompt_ids"])] = row["prompt"]
         known |= {tuple(i): t for i, t in zip(row["completion_ids"], row["completions"], strict=True)}
     return lambda ids: known[tuple(ids.tolist())]
-

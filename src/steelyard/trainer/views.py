@@ -52,11 +52,7 @@ class Flat:
         if not all(have):
             missing = self.groups[have.index(False)].key
             raise DataError(f"token column '{name}' is missing in group {missing}")
-        parts = [
-            values[mask]
-            for g in self.groups
-            for values, mask in zip(g.token_columns[name], g.masks, strict=True)
-        ]
+        parts = [values[mask] for g in self.groups for values, mask in zip(g.token_columns[name], g.masks, strict=True)]
         flat = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         return torch.from_numpy(flat).to(device=like.device, dtype=like.dtype)
 
