@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -162,3 +163,10 @@ def test_the_catalogue_is_up_to_date() -> None:
 
 def test_the_algorithms_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page_text(), "run `python -m steelyard.algorithms.generate`"
+
+
+def test_every_package_is_installed() -> None:
+    settings = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(settings["tool"]["setuptools"]["packages"])
+    found = {".".join(p.parent.relative_to(PACKAGE.parent).parts) for p in PACKAGE.rglob("__init__.py")}
+    assert listed == found | {"steelyard.recipes", "steelyard.studies"}

@@ -68,7 +68,10 @@ class Loop:
         """Run the remaining steps; yields one row of metrics per optimizer step."""
         self.policy.model.train()
         while self.step < self.total:
-            yield self._one()
+            try:
+                yield self._one()
+            except NumericalError as error:
+                raise NumericalError(f"step {self.step + 1} of {self.total}: {error}") from error
 
     def _one(self) -> dict[str, float]:
         started = time.perf_counter()
@@ -79,7 +82,7 @@ class Loop:
         measured = accumulate(self.inputs, groups)
         if measured.get(MISMATCH, 0.0) > self.cfg.rollout.max_sampler_mismatch:
             raise NumericalError(
-                f"step {self.step + 1}: the sampler is not the policy: their log-probabilities differ by "
+                f"the sampler is not the policy: their log-probabilities differ by "
                 f"{measured[MISMATCH]:.3g} nats on average (rollout.max_sampler_mismatch is "
                 f"{self.cfg.rollout.max_sampler_mismatch:g}); nothing was updated"
             )

@@ -49,7 +49,7 @@ def execute(
         plugins: (name, source hash) of imported plugin files; part of the run's identity.
 
     Raises:
-        RunError: ``out`` holds a finished run of another identity.
+        RunError: ``out`` holds a finished run of another identity, or one whose files have changed since.
         NumericalError: the loss or the gradient stopped being finite; the run is marked failed.
     """
     torch.set_num_threads(cfg.threads)
@@ -60,6 +60,7 @@ def execute(
         existing = RunDir.open(out)
         if existing.status == "finished":
             if existing.facts()["id"] == run_id(identity):
+                existing.verify()
                 return existing
             other = existing.facts()["id"]
             raise RunError(f"{out}: holds the finished run {other}, which is another one; choose another directory")
@@ -152,7 +153,7 @@ class _Run:
         checkpoint = saved[-1][1] if saved else None
         start = load_start(self.cfg, self.cache, adapter=self.adapter, head=self.head)
         rows = training_rows(self.cfg, self.spec, start.tokenizer, self.stages.get("pairs", self.stages.get("correct")))
-        self.run.update(render=rows.report)
+        self.progress({"phase": "rows", "step": len(rows.groups), "total": rows.report["rows"]})
         source = self._source(rows, start)
         # From here on the start is the policy: whoever needs the policy at step 0 has taken a copy or values.
         policy = start

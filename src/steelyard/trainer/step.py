@@ -19,7 +19,7 @@ from torch import Tensor
 from steelyard.algorithms.core import AlgorithmSpec, coupled_stats, evaluate_loss, reduce_terms
 from steelyard.config import OptimConfig
 from steelyard.data.packing import PackedBatch, pack
-from steelyard.errors import NumericalError
+from steelyard.errors import ModelError, NumericalError
 from steelyard.models.load import Policy
 from steelyard.models.logprobs import completion_scores, token_logprobs
 from steelyard.trainer.views import build_view, diagnostics, step_counts
@@ -75,7 +75,10 @@ def accumulate(inputs: StepInput, groups: Sequence[Group]) -> dict[str, float]:
         if not bool(torch.isfinite(loss)):
             named = {name: float(part) for name, part in parts.items()} or {"loss": float(loss)}
             keys = [group.key for group in batch.groups]
-            raise NumericalError(f"{spec.key}: the loss is not finite ({named}) in the micro-batch of rows {keys}")
+            raise NumericalError(
+                f"{spec.key}: the loss is not finite ({named}) on rows {', '.join(keys)}; nothing was updated in this "
+                "step (a lower optim.learning_rate is the usual remedy)"
+            )
         loss.backward()
         totals["loss"] += float(loss.detach())
         for name, part in parts.items():
@@ -87,8 +90,16 @@ def accumulate(inputs: StepInput, groups: Sequence[Group]) -> dict[str, float]:
 
 
 def make_optimizer(model: torch.nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters; weight decay on matrices only."""
+    """Fused AdamW over the trainable parameters; weight decay on matrices only.
+
+    Raises:
+        ModelError: nothing is trainable (adapters without a ``lora:`` section).
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ModelError(
+            "the model has no trainable parameter: a directory with adapters needs a `lora:` section to go on training them"
+        )
     groups = [
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": cfg.weight_decay},
         {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
@@ -125,7 +136,10 @@ def update(policy: Policy, optimizer: torch.optim.AdamW, cfg: OptimConfig, rate:
     limit = math.inf if cfg.max_grad_norm is None else cfg.max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(trainable, limit))
     if not math.isfinite(norm):
-        raise NumericalError(f"the gradient's norm is {norm}; the weights were left as they were")
+        raise NumericalError(
+            f"the gradient's norm is {norm}; nothing was updated in this step (a lower optim.learning_rate is the usual "
+            "remedy)"
+        )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
