@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from steelyard.report import numbers as n
 from steelyard.report.assemble import Report, assemble
 from steelyard.report.html import render
 from steelyard.report.terminal import print_ranking
-from study_factory import PREFERENCES, edit_json, make_study
+from study_factory import PREFERENCES, TASKS, edit_json, make_study
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path", "rect"}
 
@@ -425,3 +426,81 @@ def test_a_report_of_fifty_six_runs_is_quick(tmp_path: Path):
     before = time.process_time()
     build(path)
     assert time.process_time() - before < 6
+
+
+# --------------------------------------------------------------------------------------------------
+# What became of the data, and what a display may not hide
+
+
+def test_lost_rows_are_shown_and_a_leaked_held_out_file_is_a_loud_warning(tmp_path: Path):
+    path = make_study(tmp_path, algorithms=["sft", "dpo"], models=["builtin:0.1m"], seeds=[0, 1])
+    for file in (path / "runs").glob("*/run.json"):
+        facts = json.loads(file.read_text())
+        lost = facts["algorithm"] == "dpo"
+        rows = {"source": "/some/where/train.jsonl", "rows": 1865, "kept": 1732 if lost else 1865}
+        problems = ["133 rows of 1865 dropped: a completion is empty"] if lost else []
+        if facts["algorithm"] != "base":
+            edit_json(file, rows={**rows, "problems": problems})
+        data = {"data.path": "da" * 32, "eval.preference_path": "da" * 32}
+        edit_json(file, identity={**facts["identity"], "data": data})
+        held = {"source": "test.jsonl", "rows": 9, "kept": 8, "problems": ["1 row of 9 dropped: too long"]}
+        (file.parent / "held_out.json").write_text(json.dumps(held))
+    page = build(path).read_text(encoding="utf-8")
+    words = plain(page)
+    assert "training (sft): all 1,865 rows of train.jsonl kept" in words and "/some/where" not in page
+    assert "training (dpo): 1,732 of 1,865 rows of train.jsonl kept: 133 rows of 1865 dropped" in words
+    assert "held-out: 8 of 9 rows of test.jsonl kept: 1 row of 9 dropped: too long" in words
+    assert "Warning: The held-out preference file" in words
+    notes = json.loads((path / "results.json").read_text())["notes"]
+    assert sum("133 rows of 1865 dropped" in note for note in notes) == 1
+    assert any("are not held out" in note for note in notes)
+    out = io.StringIO()
+    print_ranking(path, Console(file=out, width=100))
+    assert "data, training (dpo): 1,732 of 1,865 rows of train.jsonl kept; held-out: 8 of 9" in out.getvalue()
+    assert "WARNING: The held-out preference file" in out.getvalue()
+
+
+def test_arms_without_variation_and_intervals_of_impossible_shares_are_marked(tmp_path: Path):
+    path = make_study(tmp_path, models=["builtin:0.1m"], algorithms=["sft", "dpo"], spread=0.0, baseline="base")
+    for file in (path / "runs").glob("*/run.json"):
+        facts = json.loads(file.read_text())
+        shutil.rmtree(file.parent / "eval")
+        score = {"sft": 0.95, "dpo": (0.99, 0.8, 0.9)[facts["seed"]], "base": 0.5}[facts["algorithm"]]
+        edit_json(file, metrics={"eval/arithmetic/score": score, "eval/arithmetic/n": 100})
+    found = assemble(path, resamples=0)
+    words = plain(render(found))
+    assert f"to 100.0{n.CUT}" in words and text.CUT_NOTE in words and text.STILL_NOTE in words
+    assert "(not testable)" in words
+    interval = found.analysis.tables[0].arm("dpo").interval
+    assert interval and interval.high > 1  # only the display is cut
+    out = io.StringIO()
+    print_ranking(found, Console(file=out, width=100))
+    assert text.STILL_NOTE in out.getvalue() and "beyond 0 to 100 %" in out.getvalue()
+
+
+def test_the_abstract_says_when_no_two_methods_are_resolved_and_what_could_be_found(tmp_path: Path):
+    path = make_study(tmp_path, algorithms=["dpo", "simpo"], baseline="base", models=["builtin:0.1m"], spread=0.3)
+    short = text.summary(assemble(path, resamples=0))
+    assert short.resolution.startswith("No two methods are resolved from each other on any task")
+    assert re.search(r"Resolved from base: (all|none|\d) ", short.resolution)
+    assert re.search(
+        r"smallest detectable difference from base (is|ranges from) [\d.]+ points \(\w+ at 0\.1m\)", short.sight
+    )
+    one = make_study(tmp_path / "one", algorithms=["sft"], tasks={"facts": TASKS["facts"]}, models=["builtin:0.1m"])
+    edit_json(one / "study.json", baseline={"algorithm": "base"})
+    short = text.summary(assemble(one, resamples=0))
+    assert short.resolution == "" and "ranges" not in short.sight and "(facts at 0.1m)" in short.sight
+
+
+def test_cells_that_could_not_be_tested_are_named_and_not_counted_as_unresolved(report: Report):
+    table = report.analysis.tables[0]
+    verdicts = ("higher", "not testable", "not resolved")
+    tables = tuple(
+        replace(t, comparisons=tuple(replace(c, verdict=v) for c in t.comparisons[:1]))
+        for t, v in zip(report.analysis.tables, verdicts, strict=False)
+    )
+    name = table.comparisons[0].arm
+    tables = tuple(replace(t, comparisons=tuple(replace(c, arm=name) for c in t.comparisons)) for t in tables)
+    changed = replace(report, analysis=replace(report.analysis, tables=tables))
+    line = next(s for s in text.conclusions(changed) if s.startswith(f"{name}:"))
+    assert "not resolved in 1 of 2 that could be tested; not testable on " in line

@@ -151,8 +151,12 @@ def test_wrong_studies_are_refused_with_the_nearest_choice():
         "is an axis of the study and of 'dpo'",
         {"algorithm": [{"name": "dpo", "axes": {"optim.eps": [1e-8]}}], "optim.eps": [1e-7]},
     )
-    with pytest.raises(ConfigError, match="needs `axes:`"):
+    with pytest.raises(ConfigError, match="needs `axes:`.*steelyard train"):
         expand({**BASE}, where="tiny.yaml", folder=Path())
+    for name in ("../x", "/tmp/x", ".x", "a b", "a/b"):
+        refused("name: '.*' must be letters, digits", {"algorithm": ["dpo"]}, name=name)
+    with pytest.raises(ConfigError, match="recipe of one run.*steelyard train"):
+        expand({"algorithm": "dpo", "data": {"task": "arithmetic"}}, where="r.yaml", folder=Path())
 
 
 def test_an_invalid_cell_is_named_before_anything_runs():
@@ -369,6 +373,11 @@ def test_another_study_or_another_process_in_the_same_place_is_refused(tmp_path,
     out = run(tmp_path, study({"algorithm": ["sft"]})).out
     with pytest.raises(RunError, match="holds the study 'tiny', not 'other'"):
         run(tmp_path, study({"algorithm": ["sft"]}, name="other"))
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single/run.json").write_text("{}")
+    with pytest.raises(RunError, match="holds a single run"):
+        run(tmp_path, study({"algorithm": ["sft"]}), out="single")
+    assert [file.name for file in (tmp_path / "single").iterdir()] == ["run.json"]
     lock = Lock(out / "lock")
     lock.acquire("study")
     with pytest.raises(RunError, match=f"process {os.getpid()}"):
@@ -427,7 +436,7 @@ def test_a_killed_study_leaves_no_worker_and_the_same_command_continues(tmp_path
         parent.kill()
     wait_for(lambda: all(gone(pid) for pid in workers_of(home)))
     state = study_status(tmp_path / "out")
-    assert not state.alive and state.status == ("interrupted" if how == signal.SIGINT else "stopped")
+    assert not state.alive and state.status == "interrupted"
     if how == signal.SIGINT:
         assert "the same command continues" in output
     script(home)

@@ -135,12 +135,12 @@ def _ranking(report: Report, looks: Mapping[str, Look]) -> Iterable[dict[str, An
 
 
 def _point(arm: Arm, factor: float) -> Point:
-    interval = arm.interval
+    interval, proportion = arm.interval, factor != 1.0
     return Point(
         arm.name,
         factor * arm.summary.mean,
-        factor * interval.low if interval else None,
-        factor * interval.high if interval else None,
+        factor * n.clip(interval.low, proportion) if interval else None,
+        factor * n.clip(interval.high, proportion) if interval else None,
         tuple(factor * value for value in arm.values.values()),
         arm.letters,
     )
@@ -180,8 +180,8 @@ def _line(name: str, tables: Sequence[Table], factor: float) -> Line:
     return Line(
         name,
         tuple(factor * arm.summary.mean if arm else None for arm in arms),
-        tuple(factor * arm.interval.low if arm and arm.interval else None for arm in arms),
-        tuple(factor * arm.interval.high if arm and arm.interval else None for arm in arms),
+        tuple(factor * n.clip(arm.interval.low, factor != 1.0) if arm and arm.interval else None for arm in arms),
+        tuple(factor * n.clip(arm.interval.high, factor != 1.0) if arm and arm.interval else None for arm in arms),
     )
 
 
@@ -253,7 +253,12 @@ def _remarks(table: Table) -> list[str]:
     for comparison in table.comparisons:
         if comparison.test.note:
             arms.setdefault(comparison.test.note, []).append(comparison.arm)
-    return [f"{n.listing(names)}: {note}" for note, names in arms.items()]
+    found = [f"{n.listing(names)}: {note}" for note, names in arms.items()]
+    if any(arm.interval and n.is_cut(arm.interval.low, arm.interval.high, table.proportion) for arm in table.arms):
+        found.append(f"{n.CUT} {text.CUT_NOTE}")
+    if any(text.is_still(arm) for arm in table.arms):
+        found.append(f"{text.STILL} {text.STILL_NOTE}")
+    return found
 
 
 def _commands(report: Report) -> list[str]:

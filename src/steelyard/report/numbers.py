@@ -38,6 +38,28 @@ def span(low: float | None, high: float | None, proportion: bool = True, *, sign
     return f"{write(low, proportion)} to {write(high, proportion)}"
 
 
+CUT = "†"
+"""Marks an interval that is shown only as far as the score can reach."""
+
+
+def is_cut(low: float, high: float, proportion: bool) -> bool:
+    """Whether an interval of a share leaves 0 to 100 % (Student's knows of no bounds)."""
+    return proportion and (low < 0 or high > 1)
+
+
+def clip(value: float, proportion: bool) -> float:
+    """A share within 0 to 1; other scores as they are."""
+    return min(max(value, 0.0), 1.0) if proportion else value
+
+
+def reach(low: float | None, high: float | None, proportion: bool = True) -> str:
+    """The interval of a score as it is shown: ``35.0 to 100.0†`` where it was cut."""
+    if low is None or high is None:
+        return NONE
+    mark = CUT if is_cut(low, high, proportion) else ""
+    return span(clip(low, proportion), clip(high, proportion), proportion) + mark
+
+
 def p_value(value: float | None) -> str:
     """``0.013``, ``<0.001``, two digits from 0.1 on."""
     if value is None:

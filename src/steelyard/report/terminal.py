@@ -52,14 +52,20 @@ def _cell(table: Table, name: str) -> str:
 
 def _half(arm: Arm, proportion: bool) -> str:
     if arm.interval is None:
-        return "      "
+        return f"     {text.STILL if text.is_still(arm) else ' '} "
     half = (arm.interval.high - arm.interval.low) / 2
-    mark = "*" if arm.interval.over == "items" else " "
+    cut = n.is_cut(arm.interval.low, arm.interval.high, proportion)
+    mark = "*" if arm.interval.over == "items" else n.CUT if cut else " "
     return f"± {n.score(half, proportion):>4}{mark}"
 
 
-def print_ranking(study: str | Path | Report, console: Console | None = None) -> None:
+def print_ranking(study: str | Path | Report, console: Console | None = None, *, failed: bool = True) -> None:
     """Print the ranking of a study (a directory, or a report that was already assembled).
+
+    Args:
+        study: the directory, or the report.
+        console: where to; default: standard output.
+        failed: also name what failed; a caller that has just done so leaves it out.
 
     Raises:
         StudyError: the evidence is degenerate, or there is none.
@@ -75,10 +81,19 @@ def print_ranking(study: str | Path | Report, console: Console | None = None) ->
     arms = [arm for table in report.analysis.tables for arm in table.arms]
     if any(arm.interval and arm.interval.over == "items" for arm in arms):
         notes.append("* untrained, one deterministic model: the interval is over items.")
-    sight = text.summary(report).sight
-    if sight:
-        notes.append(sight)
-    for failure in report.failures:
+    tables = [(arm, table.proportion) for table in report.analysis.tables for arm in table.arms]
+    if any(arm.interval and n.is_cut(arm.interval.low, arm.interval.high, share) for arm, share in tables):
+        notes.append(f"{n.CUT} the interval would reach beyond 0 to 100 %; the report cuts it there.")
+    if any(text.is_still(arm) for arm in arms):
+        notes.append(f"{text.STILL} {text.STILL_NOTE}.")
+    short = text.summary(report)
+    notes += [line for line in (short.resolution, short.sight) if line]
+    lost = [use.line(reasons=False) for use in report.results.data if use.lost]
+    if lost:
+        notes.append(f"data, {'; '.join(lost)}; the report says why.")
+    for failure in report.failures if failed else [f for f in report.failures if f.status != "failed"]:
         notes.append(f"{failure.status}: {failure.title}: {failure.error}")
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for warning in report.results.warnings:
+        console.print(f"WARNING: {warning}", style="bold red", highlight=False, markup=False, soft_wrap=True)

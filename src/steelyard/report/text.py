@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from steelyard.report import numbers as n
 from steelyard.report.assemble import Report, name_condition
-from steelyard.stats.analyse import Comparison, Table
+from steelyard.stats.analyse import Arm, Comparison, Table
 
 MEASURE_NAMES = {
     "score": {"generative": "strict exact match", "choice": "accuracy", "": "score"},
@@ -19,6 +19,9 @@ MEASURE_NAMES = {
     "accuracy_logratio": "held-out preference accuracy by log-ratio to the start",
     "accuracy": "held-out preference accuracy of the reward head",
 }
+
+STILL, STILL_NOTE = "‡", "no variation between seeds: all runs of this arm agree exactly, so it has no interval"
+CUT_NOTE = "the interval reaches beyond 0 to 100 % and is shown cut there; results.json has it whole"
 
 SHOWN_NEEDS = 12
 """Rows of the table "what would resolve it"."""
@@ -39,6 +42,11 @@ def measure_name(measure: str, kind: str) -> str:
     """What a score is, in words."""
     name = MEASURE_NAMES.get(measure, measure)
     return name if isinstance(name, str) else name.get(kind, name[""])
+
+
+def is_still(arm: Arm) -> bool:
+    """Whether an arm has several runs that all agree exactly."""
+    return arm.summary.sd == 0.0
 
 
 def measured(table: Table) -> str:
@@ -62,9 +70,14 @@ def table_name(table: Table) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """The abstract: what was compared, what came out, what the design could see."""
+    """The abstract: what was compared, what came out, what the design could see.
+
+    Attributes:
+        resolution: said when no two methods are resolved from each other, else empty.
+    """
 
     scope: str
+    resolution: str
     findings: list[str]
     best: list[str]
     sight: str
@@ -72,7 +85,7 @@ class Summary:
 
 def summary(report: Report) -> Summary:
     """The abstract of a report."""
-    return Summary(_scope(report), _findings(report), _best(report), _sight(report))
+    return Summary(_scope(report), _resolution(report), _findings(report), _best(report), _sight(report))
 
 
 def _scope(report: Report) -> str:
@@ -150,25 +163,57 @@ def _best(report: Report) -> list[str]:
     return sentences
 
 
+def _resolution(report: Report) -> str:
+    """Said when no two methods are resolved from each other: what is, then, resolved from the baseline."""
+    analysis = report.analysis
+    tables = [table for table in analysis.tables if table.pairs]
+    if not tables or any(pair.resolved for table in tables for pair in table.pairs):
+        return ""
+    if all(pair.p_holm is None for table in tables for pair in table.pairs):
+        return "No two methods can be tested against each other: it takes at least two seeds per arm that vary."
+    head = "No two methods are resolved from each other on any task at this number of seeds"
+    places: dict[str, list[str]] = {}
+    for table in analysis.tables:
+        if table.comparisons:
+            found, total = sum(c.verdict in ("higher", "lower") for c in table.comparisons), len(table.comparisons)
+            amount = f"all {total}" if found == total else f"{found} of {total}" if found else "none"
+            places.setdefault(amount, []).append(table_name(table))
+    if not places:
+        return f"{head}."
+    parts = [f"{amount} on {n.listing(names)}" for amount, names in places.items()]
+    return f"{head}. Resolved from {analysis.baseline}: {'; '.join(parts)}."
+
+
 def _sight(report: Report) -> str:
     seen = [t for t in report.analysis.tables if t.design.detectable_corrected is not None and t.comparisons]
     if not seen:
         return ""
-    sharp = min(seen, key=lambda t: t.design.detectable_corrected or 0.0)
-    blunt = max(seen, key=lambda t: t.design.detectable_corrected or 0.0)
-    least, most = (_found(table) for table in (sharp, blunt))
-    reach = least if least == most else f"{least} on {table_name(sharp)}, {most} on {table_name(blunt)}"
+    head = "With 80 % power, and after correction,"
+    blind = [t for t in seen if t.proportion and (t.design.detectable_corrected or 0.0) > 1]
+    possible = sorted(
+        (t for t in seen if t not in blind), key=lambda t: (t.proportion, t.design.detectable_corrected or 0.0)
+    )
+    none = f"not even 100 points would be found on {n.listing([table_name(t) for t in blind])}" if blind else ""
+    if not possible:
+        return f"{head} this design detects no possible difference from {report.analysis.baseline}: {none}."
+    least = f"{head} the smallest detectable difference from {report.analysis.baseline}"
+    mixed = len({table.proportion for table in possible}) > 1
+    if len(possible) == 1 or mixed:
+        # scores of different units have no common range
+        reach = f"{least} is {n.listing([_detectable(t) for t in possible])}"
+    else:
+        reach = f"{least} ranges from {_detectable(possible[0])} to {_detectable(possible[-1])}"
+        own = next((t for t in seen if t in possible and t.task.role == "development"), None)
+        if own is not None and own not in (possible[0], possible[-1]):
+            reach += f"; on {table_name(own)} it is {n.detectable(own.design.detectable_corrected, own.proportion)}"
     return (
-        f"With 80 % power, and after correction, this design finds {reach}. "
+        f"{reach}{f'; {none}' if none else ''}. "
         "Smaller true differences are found less often, and far smaller ones hardly ever."
     )
 
 
-def _found(table: Table) -> str:
-    size = table.design.detectable_corrected
-    if size is not None and size > 1 and table.proportion:
-        return "no possible difference"
-    return f"differences from {n.detectable(size, table.proportion)} up"
+def _detectable(table: Table) -> str:
+    return f"{n.detectable(table.design.detectable_corrected, table.proportion)} ({table_name(table)})"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -218,8 +263,14 @@ def _record(report: Report, name: str) -> str:
             parts.append(f"{word} {report.analysis.baseline} {place} {tables}, by {' to '.join(shown)}{units}")
     if not parts:
         return ""
-    open_ = sum(c.verdict in ("not resolved", "not testable") for _, c in found)
-    return f"{name}: {'; '.join(parts)}{f'; not resolved in {open_} of {len(found)}' if open_ else ''}."
+    untested = [table_name(t) for t, c in found if c.verdict == "not testable"]
+    tested = len(found) - len(untested)
+    open_ = sum(c.verdict == "not resolved" for _, c in found)
+    if open_:
+        parts.append(f"not resolved in {open_} of {tested}{' that could be tested' if untested else ''}")
+    if untested:
+        parts.append(f"not testable on {n.listing(untested)}")
+    return f"{name}: {'; '.join(parts)}."
 
 
 def _format_effects(pairs: Iterable[tuple[Table, Comparison]]) -> list[str]:
@@ -278,8 +329,8 @@ def cautions(report: Report) -> list[str]:
     if development and unseen:
         found.append(
             f"Transfer, from {n.listing(development)}: methods were trained or selected on its kind of items. Only "
-            f"{n.listing(unseen)} {'was' if len(unseen) == 1 else 'were'} never read by anything that trains or "
-            "selects."
+            f"{n.listing(unseen)} {'was' if len(unseen) == 1 else 'were'} never read by any method of this study; "
+            "what a model had read before the study is not known here."
         )
     elif development:
         found.append(f"Transfer: no unseen task was measured, only {n.listing(development)}.")
@@ -402,7 +453,7 @@ def forest_alt(table: Table) -> str:
     sign = " %" if table.proportion else ""
     arms = [
         f"{a.name} {n.score(a.summary.mean, table.proportion)}{sign}"
-        + (f" ({n.span(a.interval.low, a.interval.high, table.proportion)})" if a.interval else "")
+        + (f" ({n.reach(a.interval.low, a.interval.high, table.proportion)})" if a.interval else "")
         + (f", group {a.letters}" if a.letters else ", baseline" if a.name == table.baseline else "")
         for a in table.arms
     ]

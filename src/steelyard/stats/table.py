@@ -28,6 +28,7 @@ import numpy as np
 
 from steelyard.errors import StudyError
 from steelyard.rundir import RunDir
+from steelyard.stats.rows import RowUse, leaks, row_uses
 
 SEED = "seed"
 """The axis along which runs are repetitions of each other."""
@@ -185,6 +186,8 @@ class Results:
         tasks: what was measured, by name.
         gaps: cells without a usable run.
         notes: what a reader has to know about the evidence, one sentence each.
+        data: what became of the rows that were read.
+        warnings: what makes a number something else than its name says.
     """
 
     path: Path
@@ -195,6 +198,8 @@ class Results:
     tasks: Mapping[str, TaskInfo]
     gaps: tuple[Gap, ...]
     notes: tuple[str, ...] = field(default=())
+    data: tuple[RowUse, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
 
     @property
     def name(self) -> str:
@@ -266,7 +271,10 @@ def load_study(path: str | Path) -> Results:
     _check_seeds(path, runs)
     rows = tuple(_rows(runs, tasks))
     axes = _axes(study, [*(run.cell for run in runs), *(gap.cell for gap in gaps)])
-    return Results(path, study, axes, tuple(runs), rows, tasks, tuple(gaps), tuple(_notes(runs, rows)))
+    data = row_uses((run.cell.get("algorithm", ""), run.directory.path, run.facts) for run in runs)
+    warnings = leaks(run.facts for run in runs)
+    notes = [*warnings, *_notes(runs, rows), *(f"{use.line()}." for use in data if use.lost)]
+    return Results(path, study, axes, tuple(runs), rows, tasks, tuple(gaps), tuple(notes), data, tuple(warnings))
 
 
 def _read_study(path: Path) -> dict[str, Any]:
@@ -293,7 +301,8 @@ def _read_run(directory: Path, run_id: str, cell: dict[str, str], job: Mapping[s
         raise StudyError(f"{directory}: study.json expects run {run_id} here, but this is {facts.get('id')}")
     if facts.get("status") != "finished":
         reason = facts.get("error") or job.get("error") or "it stopped before the end"
-        return Gap(cell, run_id, str(facts.get("status")), str(reason))
+        status = "interrupted" if reason == "interrupted" else str(facts.get("status"))
+        return Gap(cell, run_id, status, str(reason))
     metrics: dict[str, dict[str, float]] = defaultdict(dict)
     for name, value in (facts.get("metrics") or {}).items():
         prefix, _, rest = name.partition("/")

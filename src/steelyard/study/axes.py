@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,9 @@ STUDY_KEYS = ("name", "description", "baseline", "include_base", "axes", "select
 
 ALIASES = {"algorithm.name": "algorithm", "model.name_or_path": "model"}
 """Other spellings of the two special axes."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a study may be called: its name is also the folder that it is written to."""
 
 Labels = dict[str, Any]
 
@@ -145,6 +149,10 @@ def load_study(spec: str | Path) -> Study:
 
 def expand(plain: Mapping[str, Any], *, where: str, folder: Path) -> Study:
     """Expand a study given as plain values; ``folder`` is what relative paths in it start from."""
+    if "axes" not in plain and "name" not in plain:
+        raise ConfigError(
+            f"{where}: is the recipe of one run (it has no `name:` and no `axes:`): use `steelyard train`"
+        )
     base = {key: copy.deepcopy(value) for key, value in plain.items() if key not in STUDY_KEYS}
     sections = {"schema", *RunConfig.model_fields} - {"schema_"}
     for key in base:
@@ -153,6 +161,10 @@ def expand(plain: Mapping[str, Any], *, where: str, folder: Path) -> Study:
     name = plain.get("name")
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{where}: a study needs a name")
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where}: name: '{name}' must be letters, digits, '.', '_' and '-', and begin with a letter or a digit"
+        )
     if isinstance(base.get("model"), str):
         base["model"] = {"name_or_path": base["model"]}
     axes = _check_axes(plain.get("axes"), where)
@@ -204,7 +216,10 @@ def expand(plain: Mapping[str, Any], *, where: str, folder: Path) -> Study:
 
 def _check_axes(axes: Any, where: str) -> dict[str, list[Any]]:
     if not isinstance(axes, Mapping) or not axes:
-        raise ConfigError(f"{where}: a study needs `axes:`, for example `axes: {{algorithm: [dpo, ipo]}}`")
+        raise ConfigError(
+            f"{where}: a study needs `axes:`, for example `axes: {{algorithm: [dpo, ipo]}}`; "
+            "for a single run use `steelyard train`"
+        )
     checked: dict[str, list[Any]] = {}
     for key, values in axes.items():
         canonical = ALIASES.get(str(key), str(key))

@@ -87,6 +87,7 @@ def run_study(
     chosen = load_backend(backend)
     plan = make_plan(study, chosen, hashes)
     directory = Path(out) if out is not None else Path("runs") / study.name
+    _refuse_other(study, directory)
     if dry_run:
         remaining = plan.remaining(directory, chosen)
         print_plan(plan, directory, {job.id for job in remaining}, console)
@@ -96,7 +97,7 @@ def run_study(
     lock = Lock(directory / "lock")
     lock.acquire("study")
     try:
-        _refuse_other(study, directory)
+        _refuse_other(study, directory)  # again: under the lock nobody can have put one there since
         for folder in (directory, cache_directory(directory), directory / "runs"):
             remove_stale_temporaries(folder)
         return _Session(plan, directory, workers, backend, plugins, hashes, console).run(report)
@@ -106,6 +107,8 @@ def run_study(
 
 def _refuse_other(study: Study, out: Path) -> None:
     path = out / "study.json"
+    if (out / "run.json").is_file():
+        raise RunError(f"{out}: holds a single run (it has a run.json), not a study; choose another --out")
     if path.is_file():
         name = json.loads(path.read_text(encoding="utf-8"))["name"]
         if name != study.name:
@@ -162,7 +165,7 @@ class _Session:
         counts = Counter(state.status for state in self.states.values())
         self._write("failed" if failures else "finished")
         self._print(f"{_summary(counts)} in {clock(time.monotonic() - before)}")
-        for title, error, log in failures:
+        for title, error, log in failures:  # the last word on them; the ranking does not repeat it
             self._print(f"FAILED {title}: {error} ({log})")
         page = self._report() if report else None
         return StudyOutcome(self.out, dict(counts), failures, page, StudyError.exit_code if failures else 0)
@@ -172,7 +175,7 @@ class _Session:
         from steelyard.report.terminal import print_ranking
 
         page = build(self.out)
-        print_ranking(self.out, self.console)
+        print_ranking(self.out, self.console, failed=False)
         self._print(f"report: {page}")
         return page
 

@@ -59,7 +59,7 @@ def study_status(directory: str | Path) -> StudyStatus:
     )
     status = study["status"]
     if status == "running" and not alive:
-        status = "stopped"
+        status = "interrupted"  # killed before it could say so itself
     return StudyStatus(study["name"], status, alive, jobs, tuple(cells), failures)
 
 
@@ -73,6 +73,15 @@ def _scores(path: Path) -> dict[str, float | None]:
         if measure == "score" or measure.startswith("accuracy"):
             scores[task if measure == "score" else f"{task}/{measure}"] = value
     return scores
+
+
+def _header(score: str) -> str:
+    """A column's head, short enough that 80 columns hold a study of preferences."""
+    task, _, measure = score.rpartition("/")
+    if not task:
+        return score
+    ways = {"accuracy_logprob": "log-prob", "accuracy_logratio": "log-ratio", "accuracy": "reward"}
+    return f"{'pairs' if task == 'preferences' else task}\n{ways.get(measure, measure)}"
 
 
 def status_command(directory: str | Path, *, as_json: bool = False, console: Console | None = None) -> int:
@@ -102,7 +111,7 @@ def status_command(directory: str | Path, *, as_json: bool = False, console: Con
     for column in (*axes, "state"):
         table.add_column(column)
     for task in tasks:
-        table.add_column(task, justify="right")
+        table.add_column(_header(task), justify="right")
     for labels, status, scores in found.cells:
         values = [scores.get(task) for task in tasks]
         texts = ["" if value is None else f"{value:.3f}" for value in values]
