@@ -58,7 +58,8 @@ def row_uses(runs: Iterable[tuple[str, Path, Mapping[str, Any]]]) -> tuple[RowUs
             ("held-out", json.loads(held_out.read_text(encoding="utf-8")) if held_out.is_file() else None),
         ):
             if report and "kept" in report:
-                source = PurePath(str(report["source"])).name  # a page names no place on a machine
+                named = PurePath(str(report["source"]))
+                source = named.name if named.is_absolute() else str(named)  # a page names no place on a machine
                 rows, missing = int(report["rows"]), int(report["rows"]) - int(report["kept"])
                 reasons = tuple(str(problem) for problem in report.get("problems") or [])
                 if missing and not reasons:
