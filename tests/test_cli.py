@@ -18,7 +18,7 @@ from steelyard.algorithms import catalogue
 from steelyard.algorithms import load as load_algorithms
 from steelyard.algorithms.core import algorithms
 from steelyard.cli import VERBS, main
-from steelyard.configfile import dump_yaml, load_run_config
+from steelyard.configfile import dump_yaml, find_recipe, load_run_config
 from steelyard.errors import ConfigError
 from steelyard.rewards.core import get_reward, rewards
 from steelyard.rundir import RunDir
@@ -218,7 +218,43 @@ def test_a_file_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, capsys: 
         raise PermissionError(13, "Permission denied", "out")
 
     monkeypatch.setattr(cli, "_dispatch", denied)
-    assert "Permission denied: 'out' (STEELYARD_DEBUG=1 shows where)" in fails(capsys, "env", code=1)
+    assert fails(capsys, "env").startswith("out: this place may not be read or written")
+
+
+def test_a_place_that_is_no_directory(capsys: Capture) -> None:
+    Path("taken").write_text("", encoding="utf-8")
+    assert "taken is a file, where a directory is expected" in fails(capsys, "train", "small.yaml", "--out", "taken")
+    assert "taken is a file, where a directory is expected" in fails(capsys, "study", "quick", "--out", "taken/x")
+    for verb in (["report"], ["study", "status"]):
+        assert fails(capsys, *verb, "nowhere") == "nowhere: no such directory"
+
+
+def test_sigterm_stops_a_command_like_ctrl_c() -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from steelyard import cli\n"
+        "cli._dispatch = lambda words: os.kill(os.getpid(), signal.SIGTERM) or signal.pause()\n"
+        "sys.exit(cli.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == cli.TERMINATED and "interrupted" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_recipes_that_come_with_the_package(capsys: Capture) -> None:
+    assert find_recipe("sft").samefile(RECIPES / "sft.yaml")
+    assert find_recipe("recipes/hh-dpo.yaml").samefile(RECIPES / "hh-dpo.yaml")
+    assert "trained tokens" in succeeds(capsys, "data", "inspect", "sft", "--rows", "0")
+
+
+def test_online_rows_need_an_answer(capsys: Capture) -> None:
+    message = fails(capsys, "train", "small.yaml", "--algorithm", "grpo")
+    assert "rows.jsonl: the reward 'answer' (the default) compares with a column 'answer'" in message
+
+
+def test_a_damaged_run(capsys: Capture) -> None:
+    Path("damaged").mkdir()
+    Path("damaged/run.json").write_text("{", encoding="utf-8")
+    assert "damaged/run.json: damaged" in fails(capsys, "train", "small.yaml", "--out", "damaged")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -236,9 +272,9 @@ def pair(chosen: Any = "a", rejected: Any = "b", **more: Any) -> dict[str, Any]:
         (
             "dpo",
             [{"prompt": "a", "chosen": "b", "rejectd": "c"}],
-            "needs the column 'rejected', which is missing",
+            "preference rows need prompt, chosen, rejected; 'rejected' is missing",
         ),
-        ("dpo", ROWS, "Pairs needs preference rows, got prompt-completion rows"),
+        ("dpo", ROWS, "need preference rows, got prompt-completion rows"),
         (
             "dpo",
             [pair("a", "a"), pair("4", "4")],
@@ -365,7 +401,7 @@ def test_train_eval_generate_compare(capsys: Capture) -> None:
     assert "at least two arms" in fails(capsys, "compare", "a")
 
     measured = ["eval", "a", "--tasks", "arithmetic", "--limit", "10", "--split", "selection", "--out", "c"]
-    assert "base on a/model" in succeeds(capsys, *measured)
+    assert "a/model" in succeeds(capsys, *measured)
     again, first = RunDir.open("c").facts(), RunDir.open("a").facts()
     assert again["metrics"] == first["metrics"], "the model on disk is the model that was trained"
     lines = succeeds(capsys, "generate", "a", "--task", "arithmetic", "--limit", "2", "--json").splitlines()

@@ -160,7 +160,7 @@ def test_sections_on_their_own() -> None:
         ),
         ("algorithm: {name: dpo, bet: 1}\ndata: {task: a}\n", "unknown hyperparameter of dpo 'bet'; choices: beta."),
         ("algorithm: {name: dpo, beta: -1}\ndata: {task: a}\n", "algorithm.beta: must be greater than 0"),
-        ("algorithm: {name: dpo, beta: x}\ndata: {task: a}\n", "algorithm.beta: expected a float, got 'x'"),
+        ("algorithm: {name: dpo, beta: x}\ndata: {task: a}\n", "algorithm.beta: expected a number, got 'x'"),
         ("algorithm: {beta: 1}\ndata: {task: a}\n", "'algorithm.name' is missing"),
         ("data: {task: a}\n", "r.yaml: 'algorithm' is missing: name what is optimised"),
         # types and bounds
@@ -214,7 +214,8 @@ def test_files_that_are_wrong(recipe: Path, text: str, message: str) -> None:
         ("algorithm.gama=1", "--algorithm.gama: unknown hyperparameter of dpo 'gama'; choices: beta."),
         ("algorithm.name=dpoo", "--algorithm.name: unknown algorithm 'dpoo'"),
         ("optim.learning_rate=fast", "--optim.learning_rate: expected a number, got 'fast'"),
-        ("algorithm.beta=null", "--algorithm.beta: expected a float, got null"),
+        ("algorithm.beta=null", "--algorithm.beta: expected a number, got null"),
+        ("algorithm.beta=yes", "--algorithm.beta: expected a number, got true"),
         ("seed=[", "--seed:1:2: malformed YAML"),
         ("seed", "'seed': expected key=value"),
     ],

@@ -337,10 +337,15 @@ def test_losing_too_much_stops(chat: PreTrainedTokenizerFast) -> None:
 
 
 def test_rows_of_another_schema_are_refused(chat: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DataError, match=r"Pairs needs preference rows, got prompt-completion rows"):
+    with pytest.raises(DataError, match=r"need preference rows, got prompt-completion rows"):
         Renderer(chat).render([{"prompt": "hi", "completion": "ok"}], "Pairs")
     with pytest.raises(DataError, match="unknown family 'Pair'.*'Pairs'"):
         Renderer(chat).render([{"prompt": "hi"}], "Pair")  # type: ignore[arg-type]
+
+
+def test_labels_without_contrast(chat: PreTrainedTokenizerFast) -> None:
+    rows = [{"prompt": "hi", "completion": "ok", "label": True}]
+    assert "every label is true" in Renderer(chat).render(rows, "Unpaired").report.problems()[-1]
 
 
 def test_lint(chat: PreTrainedTokenizerFast, plain: PreTrainedTokenizerFast) -> None:

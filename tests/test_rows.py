@@ -163,7 +163,7 @@ def test_unknown_columns_suggest_a_rename() -> None:
 
 def test_a_missing_column_names_the_nearest() -> None:
     table = Table.from_rows([{"prompt": "q", "choosen": "a", "rejected": "b"}], "p.jsonl")
-    with pytest.raises(DataError, match=r"needs the column 'chosen', which is missing.*\{chosen: choosen\}"):
+    with pytest.raises(DataError, match=r"'chosen' is missing.*\{chosen: choosen\}"):
         validate(table, "preference")
     with pytest.raises(DataError, match="unknown schema 'pairs'"):
         validate(table, "pairs")

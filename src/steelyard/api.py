@@ -67,7 +67,7 @@ def evaluate(
     """Evaluate a model on tasks: a run that trains nothing, with per-item records like any other.
 
     Args:
-        model: a model directory, a run directory, ``builtin:SIZE`` or a hub name.
+        model: a model directory, a run directory, or ``builtin:SIZE``.
         tasks: names, or ``gsm8k:PATH``.
         split: ``test`` to report, ``selection`` to choose something.
         limit: items per task at most.

@@ -1,14 +1,17 @@
 """The ``steelyard`` command: finds the verb, runs it, turns errors into one sentence and an exit code.
 
 Exit codes: 0 done; 2 wrong input (config, data, model, run directory); 3 NaN or infinity; 4 a study with failed
-jobs or degenerate evidence; 130 interrupted; 1 anything unforeseen.  ``STEELYARD_DEBUG=1`` shows tracebacks.
+jobs or degenerate evidence; 130 interrupted (143: by SIGTERM); 1 anything unforeseen.  ``STEELYARD_DEBUG=1``
+shows tracebacks.
 Nothing heavy is imported before a verb needs it: ``steelyard --help`` is instant.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -49,6 +52,17 @@ ELSEWHERE = {
 INTERRUPTED = 130
 """Exit code of a process that was stopped by Ctrl-C."""
 
+TERMINATED = 143
+"""Exit code of a process that was stopped by SIGTERM."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM; everything that cleans up after Ctrl-C cleans up after it too."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
 
 def usage() -> str:
     """What ``steelyard --help`` prints."""
@@ -68,16 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` excludes the program's name."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("STEELYARD_DEBUG", "") not in ("", "0")
+    program = argv is None  # not a function call inside another program, whose signals are its own
+    if program:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return _dispatch(words)
     except SteelyardError as error:
         if debug:
             raise
         return _complain(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if program:  # a second Ctrl-C must not break the leaving
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         again = shlex.join(["steelyard", *words])
         print(f"\nsteelyard: interrupted; to continue, give the same command again: {again}", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(error, _Terminated) else INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`| head`); point stdout elsewhere so that closing it at exit does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,7 +105,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
+        if error.filename is not None and (words_for := _system_problem(error)):
+            return _complain(f"{os.fsdecode(error.filename)}: {words_for}", ConfigError.exit_code)
         return _complain(f"{error} (STEELYARD_DEBUG=1 shows where)", 1)
+
+
+def _system_problem(error: OSError) -> str:
+    """What is wrong with the file that ``error`` names; empty when it is nothing that a user has chosen."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file is in the way, where a directory is expected; choose another place"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return "this place may not be read or written; choose another, or change its permissions"
+    if isinstance(error, IsADirectoryError):
+        return "a directory, where a file is expected"
+    return "no such file or directory" if isinstance(error, FileNotFoundError) else ""
 
 
 def _complain(text: str, code: int) -> int:

@@ -33,7 +33,7 @@ class ModelConfig(Section):
     """Which model is trained, and where its tokenizer and template come from."""
 
     name_or_path: str = "builtin:0.1m"
-    """A Hugging Face directory, a hub name, or `builtin:SIZE` for the shipped ladder (0.1m, 0.5m, ...)."""
+    """A local Hugging Face directory, or `builtin:SIZE` for the shipped ladder (0.1m, 0.5m, ...)."""
     tokenizer: str | None = None
     """Tokenizer directory; default: the model's own."""
     init: Literal["pretrained", "random"] = "pretrained"
@@ -51,6 +51,14 @@ class ModelConfig(Section):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"name_or_path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _tokenizer_fits(self) -> ModelConfig:
+        if self.train_tokenizer is not None and self.init != "random":
+            raise ValueError(
+                "model.train_tokenizer needs `init: random`: loaded embeddings know another tokenizer's ids"
+            )
+        return self
 
 
 class TokenizerConfig(Section):
@@ -155,7 +163,7 @@ class OptimConfig(Section):
     learning_rate: Annotated[float, Ge(0.0)] = 1e-4
     """Peak learning rate."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
-    """Shape after the warm-up; linear and cosine end at zero."""
+    """Shape after the warm-up; linear and cosine reach zero one step after the last."""
     warmup_ratio: Probability = 0.1
     """Share of the steps with a linear warm-up."""
     weight_decay: Annotated[float, Ge(0.0)] = 0.0
@@ -192,16 +200,12 @@ class TrainConfig(Section):
 
 
 class RolloutConfig(Section):
-    """Online sampling."""
+    """Online sampling, from the whole distribution: truncating it would bias the ratios to the sampling policy."""
 
     num_generations: Annotated[int, Ge(2)] = 8
     """Completions per prompt (the group size G)."""
     temperature: Annotated[float, Gt(0.0)] = 1.0
     """Sampling temperature; log-probabilities are taken at the same temperature."""
-    top_p: Probability = 1.0
-    """Nucleus sampling; must stay 1 while importance ratios are used."""
-    top_k: int = 0
-    """0: off."""
     max_completion_length: Positive = 96
     """Tokens at most."""
     max_sampler_mismatch: Annotated[float, Gt(0.0)] = 0.05

@@ -120,15 +120,18 @@ _Loader.add_implicit_resolver(
 def find_recipe(name: str | Path) -> Path:
     """A recipe by path, by name in ``./recipes``, or by name among the recipes that come with Steelyard."""
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.exists():
-        return path
     package = Path(__file__).parent
     folders = [Path("recipes"), package / "recipes", package.parents[1] / "recipes"]  # the last: a checkout
+    # `recipes/dpo.yaml` is what the documentation says, so it also means the one that comes with Steelyard.
+    documented = path.parts == ("recipes", path.name) and path.suffix == ".yaml"
+    if path.exists() or not documented and (path.suffix in (".yaml", ".yml") or len(path.parts) > 1):
+        return path
+    wanted = path.name if documented else f"{name}.yaml"
     for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
+        if (folder / wanted).is_file():
+            return folder / wanted
     known = {file.stem for folder in folders for file in folder.glob("*.yaml")}
-    raise ConfigError(unknown("recipe", str(name), known))
+    raise ConfigError(unknown("recipe", path.stem if documented else str(name), known))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -233,6 +233,10 @@ class RunDir:
         self._lock = Lock(self.path / "lock")
         self._metrics: int | None = None
 
+    def __repr__(self) -> str:
+        known = (self.path / "run.json").is_file()
+        return f"RunDir('{self.path}'{f', {self.status}' if known else ''})"
+
     # -- opening
 
     @classmethod
@@ -254,7 +258,10 @@ class RunDir:
             RunError: the run is finished (immutable), belongs to another identity, or is being written.
         """
         run = cls(path)
-        run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{run.path}: no run directory can be made here ({error.strerror})") from error
         run._lock.acquire("run")
         try:
             run._begin(config, dict(identity), resume=resume, facts=facts)
@@ -435,8 +442,15 @@ class RunDir:
                 raise RunError(f"{self.path / name}: {what} since the run finished")
 
     def facts(self) -> dict[str, Any]:
-        """The content of ``run.json``."""
-        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        """The content of ``run.json``; :class:`RunError` when it is damaged."""
+        file = self.path / "run.json"
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{file}: damaged, not JSON ({error})") from error
+        if not isinstance(facts, dict) or not {"id", "status"} <= facts.keys():
+            raise RunError(f"{file}: damaged, it lacks the run's id and status")
+        return facts
 
     @property
     def id(self) -> str:

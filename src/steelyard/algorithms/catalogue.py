@@ -64,12 +64,14 @@ _BOUNDS = {
     "le": ("at most", lambda value, bound: value <= bound),
 }
 
+_KINDS = {"float": "number", "int": "whole number", "str": "string", "bool": "value true or false"}
+
 
 def _check(where: str, value: Any, entry: dict[str, Any]) -> Any:
     if value is None:
         if entry.get("optional"):
             return None
-        raise ConfigError(f"{where}: expected a {entry['type']}, got null")
+        raise ConfigError(f"{where}: expected a {_KINDS.get(entry['type'], entry['type'])}, got null")
     kind = entry["type"]
     if kind == "float" and isinstance(value, str):  # YAML reads 1e-6 as a string
         with contextlib.suppress(ValueError):
@@ -77,7 +79,8 @@ def _check(where: str, value: Any, entry: dict[str, Any]) -> Any:
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value).__name__ != kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise ConfigError(f"{where}: expected a {kind}, got {value!r}")
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+        raise ConfigError(f"{where}: expected a {_KINDS.get(kind, kind)}, got {shown}")
     for name, bound in entry.get("bounds", {}).items():
         words, holds = _BOUNDS[name]
         if not holds(value, bound):

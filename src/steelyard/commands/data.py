@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from steelyard.commands.parser import Arguments, one_of, renames, whole
-from steelyard.errors import ConfigError, unknown
+from steelyard.errors import ConfigError, DataError, unknown
 
 
 def main(verb: str, words: Sequence[str]) -> int:
@@ -25,7 +27,7 @@ def main(verb: str, words: Sequence[str]) -> int:
         "  steelyard data inspect questions.jsonl.gz --columns prompt=question,completion=answer\n"
         "  steelyard data inspect recipes/dpo.yaml      what a recipe trains on\n",
     )
-    arguments.add("file", help="JSON, JSONL(.gz), CSV, Parquet, data:NAME, or a recipe (.yaml)")
+    arguments.add("file", help="JSON, JSONL(.gz), CSV, Parquet, data:NAME, or a recipe (.yaml, or its name)")
     arguments.add("--model", metavar="M", help="use this model's tokenizer and template")
     arguments.add("--tokenizer", metavar="DIR", help="use this tokenizer; default: a BPE trained on the rows")
     arguments.add("--chat-template", metavar="FILE", help="a Jinja template in place of the tokenizer's")
@@ -42,14 +44,17 @@ def main(verb: str, words: Sequence[str]) -> int:
 
     from steelyard.data.inspect import inspect_table, show
 
-    recipe = args.file.endswith((".yaml", ".yml"))
+    recipe = args.file.endswith((".yaml", ".yml")) or _names_recipe(args.file)
     table, tokenizer, label, settings = _of_recipe(args) if recipe else _of_file(args)
     if args.family:
         settings["family"] = family_named(args.family)
     for name in ("max_length", "overlong"):
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
-    found = inspect_table(table, tokenizer, label=label, rows=args.rows, **settings)
+    try:
+        found = inspect_table(table, tokenizer, label=label, rows=args.rows, **settings)
+    except DataError as error:
+        raise error if recipe else DataError(_with_own_flag(str(error))) from None
     if args.json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
@@ -57,6 +62,20 @@ def main(verb: str, words: Sequence[str]) -> int:
 
         show(found, wide_console())
     return 0 if found.report.kept else ConfigError.exit_code
+
+
+def _names_recipe(text: str) -> bool:
+    """Whether ``text`` is a bare word: the name of a recipe, not of a file."""
+    return not Path(text).suffix and len(Path(text).parts) == 1 and ":" not in text and not Path(text).exists()
+
+
+def _with_own_flag(text: str) -> str:
+    """A message that suggests the recipe's ``data.columns``, in words of this verb's flag."""
+
+    def flag(match: re.Match[str]) -> str:
+        return f"`--columns {match[1].replace(': ', '=').replace(', ', ',')}`"
+
+    return re.sub(r"`data\.columns: \{([^}]*)\}`", flag, text)
 
 
 def _of_file(args: Any) -> tuple[Any, Any, str, dict[str, Any]]:
@@ -72,13 +91,13 @@ def _of_file(args: Any) -> tuple[Any, Any, str, dict[str, Any]]:
 def _of_recipe(args: Any) -> tuple[Any, Any, str, dict[str, Any]]:
     """The rows that a recipe starts from; samples that it would generate do not exist yet."""
     from steelyard.algorithms.catalogue import describe
-    from steelyard.configfile import load_run_config
+    from steelyard.configfile import find_recipe, load_run_config
     from steelyard.data.bpe import train_bpe
     from steelyard.data.sources import row_texts
     from steelyard.models.load import load_tokenizer
     from steelyard.trainer.rows import source_table
 
-    config = load_run_config(args.file)
+    config = load_run_config(find_recipe(args.file))
     table = source_table(config)
     entry = describe(config.algorithm.name)
     settings: dict[str, Any] = {

@@ -19,7 +19,7 @@ def main(verb: str, words: Sequence[str]) -> int:
         "  steelyard eval builtin:0.1m --tasks arithmetic,chains,facts\n"
         "  steelyard eval runs/3f2a.../model --tasks gsm8k:shared/gsm8k --limit 200\n",
     )
-    arguments.add("model", help="a model directory, a run directory, builtin:SIZE or a hub name")
+    arguments.add("model", help="a model directory, a run directory, or builtin:SIZE")
     arguments.add("--tasks", type=names, default=[], metavar="A,B", help="names, or gsm8k:PATH")
     arguments.add("--preferences", metavar="FILE", help="held-out preference rows (or data:NAME)")
     arguments.add("--columns", type=renames, default={}, metavar="ours=theirs", help="renames for --preferences")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steelyard.commands.parser import Arguments, plugin_argument, whole
+from steelyard.commands.places import check_directory, existing_directory
 
 
 def main(verb: str, words: Sequence[str]) -> int:
@@ -29,6 +30,11 @@ def _study(words: Sequence[str]) -> int:
         "  steelyard study status runs/quick\n"
         "  steelyard study select runs/quick-select --out studies/quick-select.record.json\n",
     )
+    arguments.parser.usage = (
+        "steelyard study FILE-or-NAME [--out DIR] [--workers N] [--dry-run] [--plugin FILE]\n"
+        "       steelyard study status DIR [--json]\n"
+        "       steelyard study select DIR --out FILE [--metric NAME]"
+    )
     arguments.add("study", metavar="FILE-or-NAME", help="a study file, or the name of one that exists")
     arguments.add("--out", type=Path, metavar="DIR", help="default: runs/<name of the study>")
     arguments.add("--workers", type=whole, metavar="N", help="processes; default: one per core")
@@ -36,6 +42,8 @@ def _study(words: Sequence[str]) -> int:
     plugin_argument(arguments)
     args = arguments.parse(words)
 
+    if args.out is not None:
+        check_directory(args.out, "--out")
     from steelyard.plugins import load_plugins
 
     load_plugins(args.plugin)  # the study's cells are checked before anything is launched
@@ -51,7 +59,7 @@ def _status(words: Sequence[str]) -> int:
     args = arguments.parse(words)
     from steelyard.study.status import status_command
 
-    return status_command(args.directory, as_json=args.json)
+    return status_command(existing_directory(args.directory), as_json=args.json)
 
 
 def _select(words: Sequence[str]) -> int:
@@ -66,7 +74,7 @@ def _select(words: Sequence[str]) -> int:
     args = arguments.parse(words)
     from steelyard.study.select import select_command
 
-    return select_command(args.directory, args.out, metric=args.metric)
+    return select_command(existing_directory(args.directory), args.out, metric=args.metric)
 
 
 def _report(words: Sequence[str]) -> int:
@@ -76,7 +84,7 @@ def _report(words: Sequence[str]) -> int:
     from steelyard.report import build
     from steelyard.report.terminal import print_ranking
 
-    page = build(args.directory)
+    page = build(existing_directory(args.directory))
     print_ranking(args.directory)
     print(f"report: {page}")
     return 0

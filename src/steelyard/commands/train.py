@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steelyard.commands.parser import Arguments, as_json, plugin_argument
-from steelyard.errors import ConfigError
+from steelyard.errors import ConfigError, DataError
 
 EXAMPLES = """\
   steelyard train recipes/dpo.yaml
@@ -82,8 +82,28 @@ def check_run(config: Any, plugins: Sequence[tuple[str, str]]) -> tuple[list[str
             )
     for reward in config.rewards:
         get_reward(reward.name)
+    _check_answers(config)
     stages = [stage.kind for stage in plan_stages(config)]
     return stages, run_id(run_identity_of(config, dict(plugins)))
+
+
+def _check_answers(config: Any) -> None:
+    """Online rows of a file need the column that the verifiers compare with."""
+    from steelyard.algorithms.catalogue import describe
+
+    verifiers = [r.name for r in config.rewards if r.name in ("answer", "answer_flexible")]
+    wanted = verifiers if config.rewards else ["answer"]
+    if config.data.path is None or not wanted or not describe(config.algorithm.name)["online"]:
+        return
+    from steelyard.data.sources import load_table
+
+    table = load_table(config.data)
+    if "answer" not in table.columns:
+        default = "" if config.rewards else " (the default)"
+        raise DataError(
+            f"{table.source}: the reward '{wanted[0]}'{default} compares with a column 'answer', which is missing; "
+            f"columns: {', '.join(table.columns)}. Rename one with `data.columns`, or name another reward in `rewards`"
+        )
 
 
 def _dry_run(config: Any, stages: list[str], identity: str, out: Path, json: bool) -> int:
@@ -101,16 +121,27 @@ def run_and_report(
     """Execute one run with a progress bar on stderr, and print what it measured."""
     from rich.console import Console
 
+    from steelyard.commands.places import check_directory
     from steelyard.commands.progress import RunProgress
     from steelyard.commands.quiet import quiet_libraries
 
     console = Console(stderr=True)
-    console.print(f"run directory: {out}", highlight=False, markup=False, soft_wrap=True)
+    for flag, place in (("--out", out), ("--cache", cache)):
+        check_directory(place, flag)
     quiet_libraries()
     from steelyard.trainer.run import execute
 
     with RunProgress(console) as progress:
-        run = execute(config, out, cache=cache, progress=progress.update, resume=not restart, plugins=tuple(plugins))
+        announced = False
+
+        def update(row: dict[str, Any]) -> None:
+            nonlocal announced
+            if not announced and (out / "run.json").is_file():  # not before there is something to look at
+                announced = True
+                console.print(f"run directory: {out}", highlight=False, markup=False, soft_wrap=True)
+            progress.update(row)
+
+        run = execute(config, out, cache=cache, progress=update, resume=not restart, plugins=tuple(plugins))
     facts = run.facts()
     if json:
         print(as_json(facts))
@@ -134,6 +165,8 @@ def print_metrics(facts: Mapping[str, Any]) -> None:
     measures = list(dict.fromkeys(measure for values in by_task.values() for measure in values))
     if by_task:
         title = f"{facts.get('algorithm')} on {facts.get('model')}, seed {facts.get('seed')}"
+        if facts.get("algorithm") == "base":  # nothing was trained here: the model is all there is to name
+            title = str(facts.get("model"))
         table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
         for task in by_task:
             table.add_column(task, justify="right")

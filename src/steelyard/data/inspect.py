@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from steelyard.data.bpe import train_bpe
 from steelyard.data.chat import Codec, as_messages
-from steelyard.data.render import Family, Renderer, RenderReport, sides_of, template_options
+from steelyard.data.render import Family, Renderer, RenderReport, schema_for, sides_of, template_options
 from steelyard.data.rows import Table, detect_schema
 from steelyard.data.sources import row_texts
 from steelyard.types import Group
@@ -121,7 +121,7 @@ def inspect_table(
     Raises:
         DataError: rows that cannot be read or do not fit the family.
     """
-    schema = detect_schema(table)
+    schema = detect_schema(table) if family is None else schema_for(table, family)
     family = family or FAMILIES[schema]
     if tokenizer is None:
         tokenizer, name = _stand_in(table)

@@ -47,6 +47,15 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
 }
 """Row schemas that a family of algorithms can learn from."""
 
+LEARNERS = {
+    "Tokens": "supervised methods (sft, rft)",
+    "Pairs": "preference methods (dpo, ipo, simpo, ...)",
+    "Scores": "reward models (rm)",
+    "Unpaired": "methods of labelled completions (kto)",
+    "Rollouts": "online methods (grpo)",
+}
+"""How messages call the families."""
+
 
 # --------------------------------------------------------------------------------------------------
 # Ids of one prompt and one completion
@@ -128,6 +137,8 @@ class RenderReport:
     """Prompt length of every rendered row, before anything is dropped."""
     completion_tokens: list[int] = field(default_factory=list)
     """Length of every rendered completion, before anything is cut."""
+    labels: Counter[bool] = field(default_factory=Counter)
+    """Kept completions by label (family `Unpaired` only)."""
     trained_tokens: int = 0
     """Tokens with mask True over all kept rows."""
     lost: list[Lost] = field(default_factory=list)
@@ -156,6 +167,8 @@ class RenderReport:
                 "(a prompt that ends in a space is the usual cause)",
             ),
         )
+        if len(self.labels) == 1:
+            found.append(f"every label is {str(next(iter(self.labels))).lower()}: there is no contrast to learn from")
         return found + [sentence for count, sentence in sentences if count]
 
     def lines(self) -> list[str]:
@@ -202,9 +215,37 @@ _REASONS = {
     "no_common_prompt": "there is no prompt, and chosen and rejected have no common beginning",
     "no_trained_token": "no token is trained (a conversation without an assistant turn)",
     "identical_pair": "chosen and rejected are the same",
+    "identical_tokens": "chosen and rejected differ, but the chat template or the tokenizer loses the difference",
     "truncated_to_nothing": "nothing trained is left of a completion after the cut at max_length",
     "identical_after_truncation": "chosen and rejected are the same up to max_length",
 }
+
+
+def schema_for(table: Table, family: str) -> str:
+    """The schema of rows that ``family`` can learn from; :class:`DataError` says what is missing for it."""
+    present = set(table.columns)
+    if not any(present.issuperset(needed) for needed in REQUIRED.values()):
+        _name_missing(table, family)
+    schema = detect_schema(table)
+    if schema not in SCHEMAS[family]:
+        _name_missing(table, family)
+        raise DataError(
+            f"{table.source}: {LEARNERS[family]} need {' or '.join(SCHEMAS[family])} rows, "
+            f"got {schema} rows (columns: {', '.join(table.columns)})"
+        )
+    validate(table, schema)
+    return schema
+
+
+def _name_missing(table: Table, family: str) -> None:
+    """Name the missing column when some, but not all, columns of a schema are there."""
+    for wanted in SCHEMAS[family]:
+        if 0 < len({*table.columns} & {*REQUIRED[wanted]}) < len(REQUIRED[wanted]):
+            try:
+                validate(table, wanted)
+            except DataError as error:
+                learners = LEARNERS[family][0].upper() + LEARNERS[family][1:]
+                raise DataError(f"{error} {learners} learn from {wanted} rows.") from None
 
 
 @dataclass
@@ -281,7 +322,7 @@ class Renderer:
             raise DataError(f"{source}: there are no rows")
         if family not in SCHEMAS:
             raise DataError(unknown("family", family, SCHEMAS))
-        schema = self._schema(table, family)
+        schema = schema_for(table, family)
         report = RenderReport(source, schema, family, self.codec.template, self.max_length)
         groups = []
         for index, row in enumerate(table.rows):
@@ -297,24 +338,12 @@ class Renderer:
                 continue
             groups.append(group)
             self._lint(group, report)
+            if family == "Unpaired":
+                report.labels.update(group.completion_columns["label"].tolist())
         report.kept = len(groups)
         if strict:
             self._check_losses(report)
         return RenderResult(groups, report)
-
-    def _schema(self, table: Table, family: str) -> str:
-        schema = detect_schema(table)
-        if schema not in SCHEMAS[family]:
-            present = set(table.columns)
-            for wanted in SCHEMAS[family]:  # one column away from what is needed: name that column
-                if 0 < len(present & {*REQUIRED[wanted]}) < len(REQUIRED[wanted]):
-                    validate(table, wanted)
-            raise DataError(
-                f"{table.source}: {family} needs {' or '.join(SCHEMAS[family])} rows, "
-                f"got {schema} rows (columns: {', '.join(table.columns)})"
-            )
-        validate(table, schema)
-        return schema
 
     def _row(self, row: Mapping[str, Any], schema: str, family: str, key: str, report: RenderReport) -> Group:
         """One row; raises :class:`_Drop` when it must be left out."""
@@ -330,7 +359,8 @@ class Renderer:
                 raise _Drop("no_trained_token", f"completion {number} of {len(sides)} trains no token")
         ids, masks = [answer.ids for answer in answers], [answer.mask for answer in answers]
         if _identical(ids):
-            raise _Drop("identical_pair", "chosen = rejected")
+            same = sides[0] == sides[1]
+            raise _Drop("identical_pair" if same else "identical_tokens", "chosen = rejected")
         ids, masks = self._fit(key, opening, ids, masks, report)
         prompt = opening.ids
         if family == "Tokens" and not self.completion_only_loss and len(prompt) > 1:

@@ -272,9 +272,10 @@ def validate(table: Table, schema: str) -> None:
         needed = ("messages", "label")
     for column in needed:
         if column not in present:
+            wanted = ("prompt", *needed) if schema == "preference" else needed
             raise DataError(
-                f"{table.source}: a {schema} row needs the column '{column}', which is missing; "
-                f"the file has {_listed(present)}.{_rename_hint(present, [column])}"
+                f"{table.source}: {schema} rows need {', '.join(wanted)}; '{column}' is missing; "
+                f"columns: {', '.join(present)}.{_rename_hint(present, [column])}"
             )
     for index, row in enumerate(table.rows):
         explicit = schema == "preference" and row.get("prompt") is not None

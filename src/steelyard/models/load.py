@@ -106,6 +106,14 @@ class Policy:
         finally:
             self.model.train(training)
 
+    def check_trainable(self) -> None:
+        """Refuse a policy without a parameter to train; :class:`ModelError` says what to do about it."""
+        if any(parameter.requires_grad for parameter in self.model.parameters()):
+            return
+        if self.adapter == "loaded":
+            raise ModelError(f"{self.path}: this directory holds adapters; give `lora:` to continue training them")
+        raise ModelError(f"{self.path}: no parameter of this model can be trained")
+
     def fingerprint(self) -> dict[str, Any]:
         """:attr:`identity` of the weights as they are now (they may have been trained since)."""
         adapter = None
@@ -149,6 +157,8 @@ def load_policy(
     adapters = source if _is_adapter(source) else None
     if adapters is not None:
         source = _base_of_adapters(Path(adapters)) if directory is None else _resolve(cfg)
+    for place in (adapters, source):
+        _check_json(place)
     tokenizer = _tokenizer(cfg, tokenizer, adapters, source)
 
     random = cfg.init == "random" and (directory is None or adapters is not None)
@@ -182,7 +192,9 @@ def load_policy(
 
 def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer (and chat template) that :func:`load_policy` would give the model, without the model."""
-    return _tokenizer(cfg, None, _resolve(cfg))
+    source = _resolve(cfg)
+    _check_json(source)
+    return _tokenizer(cfg, None, source)
 
 
 @contextmanager
@@ -233,8 +245,27 @@ def _is_adapter(source: Path | str) -> bool:
     return isinstance(source, Path) and (source / "adapter_config.json").is_file()
 
 
+def _check_json(place: Path | str | None) -> None:
+    """The configs of a directory must be JSON objects; otherwise whoever reads them first would be blamed."""
+    if not isinstance(place, Path):
+        return
+    for name in ("config.json", "adapter_config.json"):
+        if (place / name).is_file():
+            _read_json(place / name)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: expected a JSON object")
+    return content
+
+
 def _base_of_adapters(directory: Path) -> Path | str:
-    base = json.loads((directory / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    base = _read_json(directory / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{directory}: adapter_config.json does not name its base model")
     return Path(base) if Path(base).is_dir() else base
@@ -362,7 +393,10 @@ def _with_adapters(
     import peft
 
     if adapters is not None:
-        wrapped = peft.PeftModel.from_pretrained(model, str(adapters), is_trainable=lora is not None)
+        try:
+            wrapped = peft.PeftModel.from_pretrained(model, str(adapters), is_trainable=lora is not None)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{adapters}: its adapters cannot be loaded ({_first_line(error)})") from error
         return wrapped, "loaded", _plain_adapter_config(wrapped)
     assert lora is not None
     config = peft.LoraConfig(

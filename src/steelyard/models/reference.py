@@ -8,6 +8,7 @@ very bits that a computation would give.  All runs of a study share one cache di
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import safetensors.numpy
 import torch
 
 from steelyard.data.packing import pack
-from steelyard.errors import DataError, RunError
+from steelyard.errors import DataError
 from steelyard.files import atomic_write, canonical_json, sha256_json
 from steelyard.models.load import Policy
 from steelyard.models.logprobs import token_logprobs
@@ -65,9 +66,8 @@ class ReferenceCache:
             "device": policy.device.type,
         }
         path = self.root / f"{sha256_json(facts)}.safetensors"
-        if path.is_file():
-            flat = _read(path, tokens=sum(len(c) for g in groups for c in g.completions))
-        else:
+        flat = _read(path, tokens=sum(len(c) for g in groups for c in g.completions)) if path.is_file() else None
+        if flat is None:
             flat = _compute(policy, groups, tokens_per_microbatch, temperature)
             content = safetensors.numpy.save({"logps": flat}, metadata={"facts": canonical_json(facts)})
             atomic_write(path, content)
@@ -128,11 +128,14 @@ def _groups_sha256(groups: Sequence[Group]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, tokens: int) -> np.ndarray:
+def _read(path: Path, tokens: int) -> np.ndarray | None:
+    """The stored values; None, with a warning, when the file is damaged: its name says what to compute again."""
     try:
         flat = safetensors.numpy.load_file(path)["logps"]
+        problem = "" if flat.shape == (tokens,) else f"{flat.size} values where {tokens} are expected"
     except (safetensors.SafetensorError, KeyError) as error:
-        raise RunError(f"{path}: not a file of reference log-probabilities ({error}); delete it") from error
-    if len(flat) != tokens:
-        raise RunError(f"{path}: {len(flat)} log-probabilities where {tokens} are expected; delete it")
+        flat, problem = None, f"not readable: {error}"
+    if problem:
+        warnings.warn(f"{path}: damaged reference log-probabilities are computed again ({problem})", stacklevel=3)
+        return None
     return flat
