@@ -19,6 +19,7 @@ from steelyard.algorithms import load as load_algorithms
 from steelyard.algorithms.core import algorithms
 from steelyard.config import RunConfig
 from steelyard.errors import ConfigError, NumericalError, RunError
+from steelyard.files import read_jsonl
 from steelyard.models.load import load_policy
 from steelyard.rundir import RunDir
 from steelyard.trainer.rows import training_rows
@@ -35,6 +36,7 @@ FAMILY_METHODS = ["sft", "rft", "dpo", "kto", "rm", "grpo"]
 
 def config(algorithm: str, **changes: Any) -> RunConfig:
     """A run of a few seconds: six steps on the smallest model."""
+    tasks = [] if algorithm == "rm" else ["arithmetic"]
     plain: dict[str, Any] = {
         "model": {"name_or_path": "builtin:0.1m"},
         "algorithm": {"name": algorithm},
@@ -46,7 +48,7 @@ def config(algorithm: str, **changes: Any) -> RunConfig:
         "optim": {"learning_rate": 1e-3},
         "train": {"prompts_per_step": 4, "max_steps": 6, "tokens_per_microbatch": 2048, "save_steps": 2},
         "rollout": {"num_generations": 4, "max_completion_length": 48},
-        "eval": {"tasks": ["arithmetic"], "limit": 8},
+        "eval": {"tasks": tasks, "limit": 8},
     }
     for key, value in changes.items():
         section, _, leaf = key.partition("__")
@@ -242,6 +244,83 @@ def test_offline_methods_of_a_seed_share_their_inputs() -> None:
     assert ids("simpo") == {k: v for k, v in ids("dpo").items() if k != "reference"}
     assert ids("rft")["generate"] == ids("dpo")["generate"]
     assert ids("dpo", seed=1)["generate"] != ids("dpo")["generate"]
+
+
+def test_whatever_changes_an_input_changes_its_id(tmp_path: Path) -> None:
+    from steelyard.trainer.plan import plan_stages, run_identity_of
+
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}", encoding="utf-8")
+    plain = {
+        "model": {"name_or_path": "builtin:0.5m", "init": "random", "train_tokenizer": {"vocab_size": 300}},
+        "data": {"path": "data:hh_harmless_base_train"},
+        "sft": {"train": {"max_steps": 1}},
+    }
+
+    def ids(**changes: Any) -> tuple[list[str], str]:
+        cfg = config("dpo", **{**plain, **changes})
+        return [stage.id for stage in plan_stages(cfg)], json.dumps(run_identity_of(cfg), sort_keys=True)
+
+    first = ids()
+    templated = ids(model={**plain["model"], "chat_template": str(template)})
+    assert templated[0][0] != first[0][0] and templated[1] != first[1]
+    template.write_text("{{ messages[-1].content }}", encoding="utf-8")
+    assert ids(model={**plain["model"], "chat_template": str(template)}) != templated
+    shared = ids(sft={"train": {"max_steps": 1}, "seed": 5})[0][0]
+    assert ids(sft={"train": {"max_steps": 1}, "seed": 5}, seed=3)[0][0] == shared  # one start for all seeds
+
+
+def test_generated_rows_do_not_depend_on_where_the_file_lies(cache: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"tom has {n} apples .", "answer": str(n)} for n in range(2, 10)]
+    results = []
+    for folder in ("a", "b"):
+        path = tmp_path / folder / f"{folder}.jsonl"
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        data = {"path": str(path), "generate": {"prompts": 8, "num_generations": 4, "max_completion_length": 24}}
+        stages = ensure_stages(config("rft", data=data), tmp_path / folder / "cache")
+        results.append([row["completion_ids"] for row in read_jsonl(stages["generate"] / "rows.jsonl")])
+    assert results[0] == results[1]
+
+
+def test_unscorable_completions_are_no_items_of_the_loss(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steelyard.rewards.core import rewards
+
+    def picky(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
+        """Judges no completion of every second prompt, and not the first one of the others."""
+        return [None if i % 8 < 5 else float(i % 2) for i in range(len(completions))]
+
+    rewards.register("picky", picky)
+    found = {}
+    for budget in (16384, 400):  # the second budget makes micro-batches without a single judged completion
+        cfg = config("grpo", rewards=[{"name": "picky"}], train__tokens_per_microbatch=budget, train__max_steps=2)
+        found[budget] = metrics(execute(cfg, tmp_path / str(budget), cache=cache).path)
+    for whole, split in zip(found[16384], found[400], strict=True):
+        assert split.keys() == whole.keys()
+        for key, value in whole.items():
+            assert split[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    assert found[400][0]["rewards/unscored"] == 10
+
+
+def test_online_methods_are_judged_by_the_tasks_own_verifier(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from steelyard.evals.task import Verdict, tasks
+
+    task = tasks.get("arithmetic")
+    verdicts: list[str] = []
+
+    def never(text: str, item: Any) -> Verdict:
+        verdicts.append(item.id)
+        return Verdict(False, False)
+
+    monkeypatch.setitem(tasks._entries, "arithmetic", dataclasses.replace(task, verify=never))
+    run = execute(config("grpo", train__max_steps=1, eval__tasks=[]), tmp_path / "run", cache=cache)
+    assert run.metrics()[0]["reward"] == 0.0 and len(verdicts) == 16
 
 
 def test_learning_rate_shapes() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from steelyard.errors import ConfigError, SteelyardError
 from steelyard.files import sha256_file
 
+_PREFIX = "steelyard_plugin_"
+
 
 def load_plugins(paths: Sequence[str | Path]) -> list[tuple[str, str]]:
     """Import every file (once per process) and make its algorithms known to the configuration.
@@ -37,8 +39,14 @@ def load_plugins(paths: Sequence[str | Path]) -> list[tuple[str, str]]:
     return [(name, sha256_file(path)) for name, path in loaded.items()]
 
 
+def loaded_plugins() -> dict[str, str]:
+    """Name and SHA-256 of every plugin that this process has imported: part of what shared inputs depend on."""
+    found = {name.removeprefix(_PREFIX): module for name, module in sys.modules.items() if name.startswith(_PREFIX)}
+    return {name: sha256_file(module.__file__) for name, module in sorted(found.items()) if module.__file__}
+
+
 def _import(path: Path) -> None:
-    name = f"steelyard_plugin_{path.stem}"
+    name = f"{_PREFIX}{path.stem}"
     known = sys.modules.get(name)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return

@@ -48,7 +48,8 @@ def grpo(
 
     $-\min(\rho A,\mathrm{clip}(\rho,1-\epsilon,1+\epsilon)A)+\beta\,k_3$, averaged over the tokens of a
     completion, then over completions; $A=(R-\mathrm{mean}_G)/(\mathrm{std}_G+10^{-4})$.  TRL's default has no
-    KL term and a token mean.
+    KL term and a token mean.  The trainer makes one update per rollout batch, so there $\rho=1$ and nothing is
+    clipped.
 
     Args:
         beta: weight of the KL term to the reference; 0 needs no reference.

@@ -135,11 +135,13 @@ def _generative(policy: Policy, task: Task, items: Sequence[Item], max_length: i
         (ids,), finished = group.completions, bool(group.completion_columns["finished"][0])
         text = completion_text(tokenizer, ids)
         verdict, error = _judge(task, text, item)
+        # An answer that was cut off at the length limit is not in the asked format, whatever it contains.
+        strict = verdict.strict and finished if verdict.strict is not None else None
         rows.append(
             {
                 "item": item.id,
-                "score": _number(verdict.strict),
-                "strict": _number(verdict.strict),
+                "score": _number(strict),
+                "strict": _number(strict),
                 "flexible": _number(verdict.flexible),
                 "truncated": int(not finished),
                 "empty": int(len(ids) == int(finished)),

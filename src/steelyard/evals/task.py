@@ -73,6 +73,8 @@ class Task:
             raise ConfigError(f"task '{self.name}' is unseen: it may be reported, not used to {purpose}")
         if purpose != "report" and split == "test":
             raise ConfigError(f"task '{self.name}': the test split may be reported, not used to {purpose}")
+        if purpose == "train" and split != "train":
+            raise ConfigError(f"task '{self.name}': train on the train split, not on the {split} split")
         if purpose == "select" and split == "train":
             raise ConfigError(f"task '{self.name}': select on the selection split, not on training items")
         items = self.load(split)

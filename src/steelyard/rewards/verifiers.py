@@ -99,10 +99,18 @@ def answer_reward(
     completion_ids: Sequence[Any],
     *,
     answer: Sequence[Any] | None = None,
+    finished: Sequence[bool] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """1 when the number after ``####`` is the row's ``answer``, else 0; ``None`` for rows without one."""
-    return [_as_reward(verdict.strict) for verdict in _verdicts(completions, answer)]
+    """1 when the number after ``####`` is the row's ``answer``, else 0; ``None`` for rows without one.
+
+    A completion that was cut off (``finished`` is False) is not right: never stopping must not be rewarded.
+    """
+    ended = [True] * len(completions) if finished is None else finished
+    verdicts = _verdicts(completions, answer)
+    return [
+        _as_reward(v.strict and end if v.strict is not None else None) for v, end in zip(verdicts, ended, strict=True)
+    ]
 
 
 @reward("answer_flexible")

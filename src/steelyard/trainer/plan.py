@@ -11,13 +11,17 @@ reference is computed once.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from steelyard.algorithms.catalogue import describe
 from steelyard.config import ModelConfig, RunConfig
+from steelyard.data.sources import resolve_path
 from steelyard.errors import ConfigError, ModelError
+from steelyard.evals.tasks import get_task
+from steelyard.plugins import loaded_plugins
 from steelyard.rundir import sha256_file, sha256_json, source_hash
 
 Kind = Literal["sft", "generate", "pairs", "correct", "reference"]
@@ -47,7 +51,7 @@ class StageSpec:
 
 
 def _stage(kind: Kind, spec: dict[str, Any], deps: tuple[str, ...] = ()) -> StageSpec:
-    spec = {"kind": kind, "source": source_hash(), "deps": list(deps), **spec}
+    spec = {"kind": kind, "source": source_hash(), "plugins": loaded_plugins(), "deps": list(deps), **spec}
     return StageSpec(kind=kind, id=sha256_json(spec)[:16], deps=deps, spec=spec)
 
 
@@ -58,15 +62,17 @@ def plan_stages(cfg: RunConfig) -> list[StageSpec]:
         ConfigError: the algorithm needs rows that the data section cannot provide.
     """
     entry = describe(cfg.algorithm.name)
-    start: dict[str, Any] = {"model": model_fingerprint(cfg.model), "dtype": cfg.model.dtype}
+    seed = cfg.seed if cfg.sft is None or cfg.sft.seed is None else cfg.sft.seed
+    start: dict[str, Any] = {"model": model_fingerprint(cfg.model), "dtype": cfg.model.dtype, "attn": cfg.model.attn}
     if cfg.model.init == "random":
-        start["init_seed"] = cfg.seed
+        start["init_seed"] = seed
         start["tokenizer"] = cfg.model.train_tokenizer.model_dump() if cfg.model.train_tokenizer else None
     common = {"seed": cfg.seed, "threads": cfg.threads}
     stages: list[StageSpec] = []
 
     if cfg.sft is not None:
-        spec = {"start": start, "sft": cfg.sft.model_dump(mode="json"), "data": data_fingerprint(cfg), **common}
+        stage = cfg.sft.model_dump(mode="json", exclude={"seed"})
+        spec = {"start": start, "sft": stage, "data": data_fingerprint(cfg), "seed": seed, "threads": cfg.threads}
         stages.append(_stage("sft", spec))
         start = {"stage": stages[-1].id}
     start_deps = (stages[-1].id,) if stages else ()
@@ -91,7 +97,8 @@ def plan_stages(cfg: RunConfig) -> list[StageSpec]:
     if entry["reference"] == "frozen" and not entry["online"]:
         rows = {"stage": stages[-1].id} if own_samples else {"data": data_fingerprint(cfg)}
         deps = (stages[-1].id,) if own_samples else start_deps
-        stages.append(_stage("reference", {"start": start, "rows": rows, "threads": cfg.threads}, deps))
+        spec = {"start": start, "rows": rows, "budget": cfg.train.tokens_per_microbatch, "threads": cfg.threads}
+        stages.append(_stage("reference", spec, deps))
     return stages
 
 
@@ -120,48 +127,74 @@ def model_directory(cfg: ModelConfig) -> Path:
 
 
 def model_fingerprint(cfg: ModelConfig) -> str:
-    """SHA-256 over the files that decide what a model computes (config, weights, tokenizer, template).
+    """SHA-256 over what decides what a model computes: config, weights, adapter, tokenizer, template, stop tokens.
 
     Shapes of the ladder with random weights need no files: they are part of the package's source.
     """
+    parts: dict[str, Any] = {"init": cfg.init}
     if cfg.init == "random" and cfg.name_or_path.startswith("builtin:"):
-        return sha256_json({"shape": cfg.name_or_path})
-    directory = model_directory(cfg)
-    names = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-    if cfg.init == "pretrained":
-        names += sorted(p.name for p in directory.glob("*.safetensors"))
-    extra = {}
-    for key in ("tokenizer", "chat_template"):
-        value = getattr(cfg, key)
-        if value is not None:
-            place = Path(value)
-            extra[key] = sha256_file(place / "tokenizer.json" if place.is_dir() else place)
-    files = {name: sha256_file(directory / name) for name in names if (directory / name).is_file()}
-    return sha256_json({"files": files, "init": cfg.init, **extra})
+        parts["shape"] = cfg.name_or_path
+    else:
+        parts["files"] = _directory_hashes(model_directory(cfg), weights=cfg.init == "pretrained")
+    if cfg.tokenizer is not None:
+        parts["tokenizer"] = _directory_hashes(Path(cfg.tokenizer), weights=False)
+    if cfg.chat_template is not None:
+        if not Path(cfg.chat_template).is_file():
+            raise ModelError(f"model.chat_template: {cfg.chat_template}: no such file")
+        parts["chat_template"] = sha256_file(cfg.chat_template)
+    return sha256_json(parts)
+
+
+def _directory_hashes(directory: Path, *, weights: bool) -> dict[str, Any]:
+    """Hashes of a model directory's settings and (if wanted) weights; an adapter's base is included."""
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such directory")
+    endings = {".json", ".jinja", ".model", ".txt"} | ({".safetensors"} if weights else set())
+    ours = {"trainer_state.json", "optimizer.safetensors", "stage.json"}
+    hashes: dict[str, Any] = {
+        path.name: sha256_file(path)
+        for path in sorted(directory.iterdir())
+        if path.suffix in endings and path.name not in ours
+    }
+    if weights and "adapter_config.json" in hashes:
+        adapter = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        base = Path(adapter.get("base_model_name_or_path") or "")
+        if base.parts and base.is_dir():
+            hashes["base"] = _directory_hashes(base, weights=True)
+    return hashes
 
 
 def data_fingerprint(cfg: RunConfig) -> dict[str, Any]:
-    """What the training rows depend on: the task's name or the file's content, and how they are rendered.
+    """What the training rows depend on: the task's version or the file's content, and how they are rendered.
 
-    A built-in task's generator is part of :func:`steelyard.rundir.source_hash`.
+    A built-in task's generator is part of :func:`steelyard.rundir.source_hash`; a task made from files has a
+    digest of them in its version.
     """
-    plain = cfg.data.model_dump(mode="json", exclude={"generate", "path"})
+    plain = cfg.data.model_dump(mode="json", exclude={"generate", "path", "task", "max_dropped"})
     if cfg.data.path is not None:
-        from steelyard.data.sources import resolve_path
-
         plain["sha256"] = sha256_file(resolve_path(cfg.data.path))
+    if cfg.data.task is not None:
+        plain["task"] = _task_identity(cfg.data.task)
     return plain
+
+
+def _task_identity(name: str) -> str:
+    task = get_task(name)
+    return f"{task.name}@{task.version}"
 
 
 def data_hashes(cfg: RunConfig) -> dict[str, str]:
     """Content hashes of every input file by dotted config key, for a run's identity."""
-    from steelyard.data.sources import resolve_path
-
-    files = {
-        "data.path": cfg.data.path,
-        "eval.preference_path": cfg.eval.preference_path,
-    }
-    return {key: sha256_file(resolve_path(path)) for key, path in files.items() if path is not None}
+    files = {"data.path": cfg.data.path, "eval.preference_path": cfg.eval.preference_path}
+    hashes = {key: sha256_file(resolve_path(path)) for key, path in files.items() if path is not None}
+    for key in ("tokenizer", "chat_template"):  # part of the model's fingerprint; their place does not matter
+        if getattr(cfg.model, key) is not None:
+            hashes[f"model.{key}"] = "in weights"
+    if cfg.data.task is not None:
+        hashes["data.task"] = _task_identity(cfg.data.task)
+    if cfg.eval.tasks:
+        hashes["eval.tasks"] = " ".join(map(_task_identity, cfg.eval.tasks))
+    return hashes
 
 
 def run_identity_of(cfg: RunConfig, plugins: dict[str, str] | None = None) -> dict[str, Any]:

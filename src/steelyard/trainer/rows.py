@@ -61,7 +61,8 @@ def source_table(cfg: RunConfig) -> Table:
         return load_table(cfg.data)
     items = task_items(cfg)[0]
     rows = [
-        {"prompt": item.prompt, "completion": item.completion, "answer": item.answer, "item": item.id} for item in items
+        {**item.columns, "prompt": item.prompt, "completion": item.completion, "answer": item.answer, "item": item.id}
+        for item in items
     ]
     return Table.from_rows(rows, f"{cfg.data.task}/{cfg.data.split}")
 
@@ -90,7 +91,8 @@ def task_items(cfg: RunConfig) -> tuple[list[Item], Callable[[str, Item], Verdic
                     f"{table.where(index)}: sampling and verifying needs a text column '{column}'; "
                     f"columns: {', '.join(table.columns)}"
                 )
-        items.append(Item(f"{table.source}:{table.lines[index]}", row["prompt"], row["answer"]))
+        # The id is the key of the row's random stream: where the file lies must not matter.
+        items.append(Item(f"row:{table.lines[index]}", row["prompt"], row["answer"]))
     return items, lambda text, item: verify_number(text, item.answer)
 
 

@@ -17,14 +17,14 @@ from steelyard.algorithms import load as load_algorithms
 from steelyard.algorithms.core import AlgorithmSpec, algorithms
 from steelyard.config import RunConfig
 from steelyard.data.sources import read_source
-from steelyard.errors import RunError
+from steelyard.errors import ConfigError, RunError
 from steelyard.evals.runner import evaluate_preferences, evaluate_tasks
 from steelyard.models.load import Policy, freeze_copy, save_policy, weights_sha256
 from steelyard.models.reference import attach_reference
 from steelyard.rundir import RunDir, peak_memory_mib, reset_peak_memory, run_id
 from steelyard.trainer.loop import Loop, Progress
 from steelyard.trainer.plan import GIVEN, run_identity_of
-from steelyard.trainer.rows import TrainingRows, training_rows
+from steelyard.trainer.rows import TrainingRows, task_items, training_rows
 from steelyard.trainer.sources import OfflineSource, OnlineSource, Source
 from steelyard.trainer.stages import ensure_stages, load_start, reference_store, stage_facts
 from steelyard.trainer.state import checkpoints
@@ -55,6 +55,11 @@ def execute(
     torch.set_num_threads(cfg.threads)
     load_algorithms()
     spec = algorithms.get(cfg.algorithm.name)
+    if spec.family == "Scores" and cfg.eval.tasks:
+        raise ConfigError(
+            f"eval.tasks: '{spec.key}' trains a reward head, which answers no task; leave eval.tasks empty "
+            "(eval.preference_path measures it)"
+        )
     identity = run_identity_of(cfg, dict(plugins))
     if (out / "run.json").is_file():
         existing = RunDir.open(out)
@@ -104,24 +109,25 @@ class _Run:
         self.started = started
         self.head = "score" if spec.family == "Scores" else "lm"
         self.adapter = cfg.lora is not None and spec.loss is not None
+        self.watch_seconds = 0.0
 
     def go(self) -> None:
         """Train if there is something to train, evaluate, and finish the run."""
         facts: dict[str, Any] = {"steps": 0}
         train_seconds = 0.0
         tokens = 0
-        generated = self._generation()
+        stages = self._stages()
         if self.spec.loss is None:
             policy = load_start(self.cfg, self.cache)
             self.run.truncate_metrics(-1)
         else:
             policy, loop, rows = self._train()
             train_seconds, tokens = loop.seconds, loop.tokens
-            generated["generated_tokens"] += getattr(loop.source, "generated_tokens", 0)
+            stages["generated_tokens"] += getattr(loop.source, "generated_tokens", 0)
             facts |= {"steps": loop.step, "data_sha256": rows.sha256, "rows": rows.report}
         before = time.perf_counter()
         metrics = self._evaluate(policy)
-        eval_seconds = time.perf_counter() - before
+        eval_seconds = self.watch_seconds + time.perf_counter() - before
         self.run.log({"global_step": facts["steps"], **metrics})
         self.run.finish(
             **facts,
@@ -129,22 +135,22 @@ class _Run:
             why_not_packed=policy.why_not_packed,
             metrics=metrics,
             cost={
-                "seconds": train_seconds + eval_seconds + generated["generate_seconds"],
+                "seconds": train_seconds + eval_seconds + sum(v for k, v in stages.items() if k.endswith("_seconds")),
                 "wall_seconds": time.perf_counter() - self.started,
                 "train_seconds": train_seconds,
                 "eval_seconds": eval_seconds,
-                **generated,
+                **stages,
                 "tokens": tokens,
                 "peak_memory_mib": peak_memory_mib(),
             },
         )
 
-    def _generation(self) -> dict[str, Any]:
-        """The shared generation, charged in full to every method that uses it."""
-        if "generate" not in self.stages:
-            return {"generate_seconds": 0.0, "generated_tokens": 0}
-        facts = stage_facts(self.stages["generate"])
-        return {"generate_seconds": facts["seconds"], "generated_tokens": facts["generated_tokens"]}
+    def _stages(self) -> dict[str, Any]:
+        """Seconds of the shared inputs, charged in full to every method that uses them."""
+        facts = {kind: stage_facts(directory) for kind, directory in self.stages.items()}
+        kinds = ("sft", "generate", "reference")
+        seconds = {f"{kind}_seconds": facts[kind]["seconds"] if kind in facts else 0.0 for kind in kinds}
+        return {**seconds, "generated_tokens": facts["generate"]["generated_tokens"] if "generate" in facts else 0}
 
     # -- training
 
@@ -166,7 +172,11 @@ class _Run:
             if loop.step % train.logging_steps == 0 or loop.step == loop.total:
                 self.run.log(row)
             if train.eval_steps and loop.step % train.eval_steps == 0 and loop.step < loop.total:
-                self.run.log({"global_step": loop.step, **self._watch(policy)})
+                before = time.perf_counter()
+                watched = self._watch(policy)
+                self.watch_seconds += time.perf_counter() - before
+                if watched:
+                    self.run.log({"global_step": loop.step, **watched})
             if train.save_steps and loop.step % train.save_steps == 0 and loop.step < loop.total:
                 loop.save(self.run.path)
         if isinstance(source, OnlineSource):
@@ -184,7 +194,7 @@ class _Run:
             return OfflineSource(
                 rows.groups, self.cfg.train, seed=self.cfg.seed, attach=attach, mismatch=self.spec.mismatched
             )
-        rewards = [(r.name, r.weight) for r in self.cfg.rewards] or [("answer", 1.0)]
+        rewards = [(r.name, r.weight) for r in self.cfg.rewards] or [(self._verifier(), 1.0)]
         return OnlineSource(
             prompts=rows.groups,
             train=self.cfg.train,
@@ -194,6 +204,21 @@ class _Run:
             seed=self.cfg.seed,
             reference=freeze_copy(start) if wanted else None,
         )
+
+    def _verifier(self) -> Any:
+        """The default reward: what also judges the task's answers in evaluation and in generated data."""
+        if self.cfg.data.task is None:
+            return "answer"
+        items, verify = task_items(self.cfg)
+        by_id = {item.id: item for item in items}
+
+        def verifier(
+            prompts: Any, completions: Any, completion_ids: Any, *, item: Any, finished: Any, **columns: Any
+        ) -> list[float | None]:
+            verdicts = [verify(text, by_id[name]).strict for text, name in zip(completions, item, strict=True)]
+            return [None if v is None else float(v and end) for v, end in zip(verdicts, finished, strict=True)]
+
+        return verifier
 
     def _attach(self, start: Policy, groups: Sequence[Group]) -> list[Group]:
         """Reference log-probabilities: the policy at step 0, from the shared cache."""
@@ -209,6 +234,8 @@ class _Run:
         from steelyard.evals.tasks import get_task
 
         names = [n for n in self.cfg.eval.tasks if get_task(n).role == "development"]
+        if self.head == "score" or not names:
+            return {}
         watched = self.cfg.eval.model_copy(update={"tasks": names, "split": "selection"})
         return evaluate_tasks(policy, watched, seed=self.cfg.seed, writer=None, purpose="select")
 

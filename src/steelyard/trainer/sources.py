@@ -133,11 +133,9 @@ class OnlineSource:
         params = SamplingParams(
             n=self.rollout.num_generations,
             temperature=self.rollout.temperature,
-            top_p=self.rollout.top_p,
-            top_k=self.rollout.top_k,
             max_completion_length=self.rollout.max_completion_length,
         )
-        keys = [f"{step}:{i}:{g.key}" for i, g in enumerate(chosen)]
+        keys = [f"{step}:{i}" for i in range(len(chosen))]
         groups = sampler.generate([g.prompt for g in chosen], params, seed=self.seed, keys=keys)
         self.generated_tokens += sum(len(c) for g in groups for c in g.completions)
         return [g.replace(key=c.key, columns=c.columns) for g, c in zip(groups, chosen, strict=True)]
@@ -148,6 +146,7 @@ class OnlineSource:
         prompts = [c.columns.get("prompt", c.key) for c in chosen for _ in range(n)]
         names = set.intersection(*(set(c.columns) for c in chosen)) - {"prompt"}
         columns = {name: [c.columns[name] for c in chosen for _ in range(n)] for name in sorted(names)}
+        columns["finished"] = [bool(f) for g in sampled for f in g.completion_columns["finished"]]
         ids = [c.tolist() for g in sampled for c in g.completions]
         totals, parts = score(self.rewards, prompts, texts, ids, **columns)
         rewards = np.array([np.nan if t is None else t for t in totals], np.float64).reshape(len(sampled), n)
@@ -155,15 +154,16 @@ class OnlineSource:
         advantage = advantages.get(self.spec.advantage)(torch.from_numpy(rewards)).numpy()
         groups = []
         for row, group in enumerate(sampled):
-            # An unscorable completion is masked out: it is counted, and it trains nothing.
-            masks = tuple(mask & bool(np.isfinite(r)) for mask, r in zip(group.masks, rewards[row], strict=True))
+            # An unscorable completion is counted as such, and is no item of the loss or of any mean.
+            trained = tuple(bool(np.isfinite(r)) for r in rewards[row])
             added = {"reward": np.nan_to_num(rewards[row]), "advantage": advantage[row]}
-            groups.append(group.replace(masks=masks, completion_columns={**group.completion_columns, **added}))
-        spread = np.nanstd(rewards, axis=1)
+            groups.append(group.replace(trained=trained, completion_columns={**group.completion_columns, **added}))
+        judged = rewards[np.isfinite(rewards).sum(axis=1) > 1]
+        spread = np.nanstd(judged, axis=1, ddof=1)
         metrics = {
             "reward": float(np.nanmean(rewards)),
-            "reward_std": float(np.mean(spread)),
-            "frac_reward_zero_std": float(np.mean(spread == 0)),
+            **({"reward_std": float(spread.mean())} if len(spread) else {}),
+            **({"frac_reward_zero_std": float((spread == 0).mean())} if len(spread) else {}),
             "rewards/unscored": float(np.isnan(rewards).sum()),
         }
         for name, part in parts.items():

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from steelyard.algorithms.core import algorithms
 from steelyard.config import AlgorithmConfig, RunConfig
 from steelyard.data.render import completion_text, prompt_ids
 from steelyard.errors import DataError, RunError
-from steelyard.files import read_jsonl
+from steelyard.files import atomic_write, read_jsonl
 from steelyard.models.load import Policy, load_policy
 from steelyard.models.reference import ReferenceCache
 from steelyard.rollout.sampler import NativeSampler, SamplingParams
@@ -60,25 +59,21 @@ def _ensure(cfg: RunConfig, stage: StageSpec, cache: Path, progress: Progress | 
     directory = stage.directory(cache)
     if (directory / DONE).is_file():
         return directory
-    with _building(directory) as temporary:
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{directory.name}.") as holder:
+        temporary = Path(holder) / directory.name
+        temporary.mkdir()
         started = time.perf_counter()
         facts = _MAKERS[stage.kind](cfg, cache, temporary, progress or (lambda _: None))
         facts |= {"kind": stage.kind, "id": stage.id, "spec": stage.spec}
         facts["seconds"] = time.perf_counter() - started
-        (temporary / DONE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        atomic_write(temporary / DONE, json.dumps(facts, indent=2) + "\n")
+        try:
+            temporary.rename(directory)
+        except OSError:  # another process finished the same stage first: its result is as good, and may be in use
+            if not (directory / DONE).is_file():
+                raise
     return directory
-
-
-@contextmanager
-def _building(directory: Path) -> Iterator[Path]:
-    """A private directory that becomes ``directory`` at the end; whoever finishes first wins."""
-    from steelyard.files import atomic_directory
-
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    if directory.exists():  # unfinished: without stage.json nothing trusts it
-        shutil.rmtree(directory)
-    with atomic_directory(directory) as temporary:
-        yield temporary
 
 
 def start_directory(cfg: RunConfig, cache: Path) -> Path | None:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steelyard.errors import RunError
+from steelyard.files import atomic_directory
 from steelyard.models.load import Policy, save_policy
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
@@ -26,18 +27,13 @@ def save_checkpoint(
 ) -> Path:
     """Write ``checkpoint-<global_step>`` atomically and drop the oldest beyond ``keep``.
 
-    ``progress`` must hold ``global_step``; it is written to ``trainer_state.json`` last, and a checkpoint
-    without that file does not count.
+    ``progress`` must hold ``global_step``; it becomes ``trainer_state.json``.
     """
     target = run / f"checkpoint-{progress['global_step']}"
-    temporary = run / f".{target.name}.tmp"
-    for stale in (temporary, target):
-        if stale.exists():
-            shutil.rmtree(stale)
-    save_policy(policy, temporary)
-    save_file(_optimizer_tensors(policy, optimizer), temporary / "optimizer.safetensors")
-    (temporary / "trainer_state.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
-    temporary.rename(target)
+    with atomic_directory(target) as temporary:
+        save_policy(policy, temporary)
+        save_file(_optimizer_tensors(policy, optimizer), temporary / "optimizer.safetensors")
+        (temporary / "trainer_state.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
     if keep is not None:
         for _, old in checkpoints(run)[:-keep]:
             shutil.rmtree(old)

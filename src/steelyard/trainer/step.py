@@ -98,7 +98,7 @@ def make_optimizer(model: torch.nn.Module, cfg: OptimConfig) -> torch.optim.Adam
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ModelError(
-            "the model has no trainable parameter: a directory with adapters needs a `lora:` section to go on training them"
+            "the model has no trainable parameter: a directory with adapters needs a `lora:` section to go on training"
         )
     groups = [
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": cfg.weight_decay},
@@ -113,7 +113,7 @@ def learning_rate(cfg: OptimConfig, step: int, total: int) -> float:
     """The rate of optimizer step ``step`` (from 0): linear warm-up, then constant, linear or cosine.
 
     A pure function of the step, so a resumed run needs no scheduler state.  The first step's rate is
-    peak / warm-up steps rather than zero, and the decay would reach zero at step ``total``.
+    peak / warm-up steps rather than zero, and the decay reaches zero one step after the last.
     """
     warmup = math.ceil(cfg.warmup_ratio * total)
     if step < warmup:
@@ -137,8 +137,8 @@ def update(policy: Policy, optimizer: torch.optim.AdamW, cfg: OptimConfig, rate:
     norm = float(torch.nn.utils.clip_grad_norm_(trainable, limit))
     if not math.isfinite(norm):
         raise NumericalError(
-            f"the gradient's norm is {norm}; nothing was updated in this step (a lower optim.learning_rate is the usual "
-            "remedy)"
+            f"the gradient's norm is {norm}; nothing was updated in this step (a lower "
+            "optim.learning_rate is the usual remedy)"
         )
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -34,8 +34,10 @@ class Flat:
 
     def pad(self, values: Tensor, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
         """Flat token values -> ``[b, t]`` of the chosen completions, zero-padded, and the boolean mask."""
+        if not len(chosen):
+            return values[:0].view(0, 0), torch.zeros(0, 0, dtype=torch.bool, device=values.device)
         lengths = self.lengths[chosen]
-        width = int(lengths.max()) if len(lengths) else 0
+        width = int(lengths.max())
         mask = torch.from_numpy(np.arange(width)[None, :] < lengths[:, None]).to(values.device)
         source = np.concatenate([np.arange(s, s + n) for s, n in zip(self.starts[chosen], lengths, strict=True)])
         target = np.flatnonzero(np.arange(width)[None, :] < lengths[:, None])
@@ -221,6 +223,8 @@ def _unpaired_diagnostics(view: Unpaired) -> dict[str, Tensor]:
 
 
 def _rollout_diagnostics(view: Rollouts) -> dict[str, Tensor]:
+    if not view.mask.any():
+        return {}
     count = view.mask.sum(-1).clamp(min=1)
     values = {"logps/mean": view.logp.sum(-1) / count}
     if view.ref_or_none is not None:
