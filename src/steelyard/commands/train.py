@@ -147,8 +147,18 @@ def run_and_report(
         print(as_json(facts))
     else:
         print_metrics(facts)
+        for remark in _remarks(facts):
+            console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
         print(f"finished: {run.path}")
     return 0
+
+
+def _remarks(facts: Mapping[str, Any]) -> list[str]:
+    """What a user must know about a finished run: rows that were lost, and a model that could not be packed."""
+    remarks = list((facts.get("rows") or {}).get("problems", []))
+    if facts.get("why_not_packed"):
+        remarks.append(f"batches were padded, not packed: {facts['why_not_packed']}")
+    return remarks
 
 
 def print_metrics(facts: Mapping[str, Any]) -> None:

@@ -397,6 +397,11 @@ def _check_purpose(cells: tuple[Cell, ...], where: str) -> None:
             raise ConfigError(
                 f"{where}: eval.tasks: '{name}' is unseen: a study on the selection split may not read it"
             )
+    if splits == {"selection"} and any(cell.config.eval.preference_path for cell in cells):
+        raise ConfigError(
+            f"{where}: eval.preference_path: held-out preferences are reported, not selected on; leave it out of a study "
+            "on the selection split"
+        )
 
 
 def _baseline(given: Any, cells: tuple[Cell, ...], where: str) -> Labels:
