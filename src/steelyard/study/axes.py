@@ -399,8 +399,8 @@ def _check_purpose(cells: tuple[Cell, ...], where: str) -> None:
             )
     if splits == {"selection"} and any(cell.config.eval.preference_path for cell in cells):
         raise ConfigError(
-            f"{where}: eval.preference_path: held-out preferences are reported, not selected on; leave it out of a study "
-            "on the selection split"
+            f"{where}: eval.preference_path: held-out preferences are reported, not selected on; leave it out of a "
+            "study on the selection split"
         )
 
 

@@ -55,6 +55,7 @@ class Loop:
         self.seconds = 0.0
         if cfg.train.gradient_checkpointing:
             base_of(policy.model).gradient_checkpointing_enable({"use_reentrant": False})
+        policy.check_trainable()
         self.optimizer = make_optimizer(policy.model, cfg.optim)
         self.inputs = StepInput(
             policy=policy,

@@ -19,7 +19,7 @@ from torch import Tensor
 from steelyard.algorithms.core import AlgorithmSpec, coupled_stats, evaluate_loss, reduce_terms
 from steelyard.config import OptimConfig
 from steelyard.data.packing import PackedBatch, pack
-from steelyard.errors import ModelError, NumericalError
+from steelyard.errors import NumericalError
 from steelyard.models.load import Policy
 from steelyard.models.logprobs import completion_scores, token_logprobs
 from steelyard.trainer.views import build_view, diagnostics, step_counts
@@ -90,16 +90,8 @@ def accumulate(inputs: StepInput, groups: Sequence[Group]) -> dict[str, float]:
 
 
 def make_optimizer(model: torch.nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters; weight decay on matrices only.
-
-    Raises:
-        ModelError: nothing is trainable (adapters without a ``lora:`` section).
-    """
+    """Fused AdamW over the trainable parameters; weight decay on matrices only."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ModelError(
-            "the model has no trainable parameter: a directory with adapters needs a `lora:` section to go on training"
-        )
     groups = [
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": cfg.weight_decay},
         {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
