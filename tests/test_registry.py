@@ -188,11 +188,12 @@ def test_values_out_of_bounds_and_of_other_types_are_refused(name: str, hp: str,
         outside = {"gt": limit, "ge": limit - 1e-6, "lt": limit, "le": limit + 1e-6}[bound]
         with pytest.raises(ConfigError, match=rf"^algorithm\.{hp}: must be .* {limit}, got"):
             resolve_hyperparameters(name, {hp: outside})
+    words = {"float": "number", "int": "whole number", "bool": "value true or false"}
     wrong: list[Any] = ["much", [1.0], {}]
     wrong += [1.0, "true", 1] if entry["type"] == "bool" else [True, math.nan, math.inf, "nan"]
     wrong += [] if entry["optional"] else [None]
     for value in wrong:
-        with pytest.raises(ConfigError, match=rf"^algorithm\.{hp}: expected a {entry['type']}, got"):
+        with pytest.raises(ConfigError, match=rf"^algorithm\.{hp}: expected a {words[entry['type']]}, got"):
             resolve_hyperparameters(name, {hp: value})
 
 
