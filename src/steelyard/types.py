@@ -234,8 +234,28 @@ class Sequences(View):
         return value
 
 
+class _OfCompletions(View):
+    """Views whose items are the completions themselves."""
+
+    completions: Sequences
+
+    @property
+    def items(self) -> int:
+        """b"""
+        return len(self.completions.logp)
+
+    @property
+    def token_mask(self) -> Tensor:
+        """``[b, t]`` all trained tokens: what ``[b, t]`` terms of these families are reduced over."""
+        return self.completions.mask
+
+    @property
+    def token_mask_or_none(self) -> Tensor | None:
+        return self.completions.mask_or_none
+
+
 @dataclass(frozen=True, eq=False)
-class Tokens(View):
+class Tokens(_OfCompletions):
     """Supervised completions: ``completions`` with b sequences."""
 
     completions: Sequences
@@ -246,20 +266,6 @@ class Tokens(View):
     def from_logps(cls, logp: Any, mask: Any = None, length: Any = None, **columns: Any) -> Tokens:
         """From ``[b, t]`` values with a mask, or ``[b]`` sums with lengths."""
         return cls(Sequences.build(logp, mask, length), _columns(columns))
-
-    @property
-    def items(self) -> int:
-        """b"""
-        return len(self.completions.logp)
-
-    @property
-    def token_mask(self) -> Tensor:
-        """``[b, t]`` the mask that ``[b, t]`` terms of this family are reduced over."""
-        return self.completions.mask
-
-    @property
-    def token_mask_or_none(self) -> Tensor | None:
-        return self.completions.mask_or_none
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,7 +314,7 @@ class Pairs(View):
 
 
 @dataclass(frozen=True, eq=False)
-class Unpaired(View):
+class Unpaired(_OfCompletions):
     """Completions with a boolean label; ``mismatched`` holds each prompt with another row's completion."""
 
     completions: Sequences
@@ -337,20 +343,6 @@ class Unpaired(View):
         if mismatched is not None:
             pair = Sequences.build(mismatched, mismatched_mask, None, mismatched_ref)
         return cls(Sequences.build(policy, mask, length, ref), torch.as_tensor(label).bool(), pair, _columns(columns))
-
-    @property
-    def items(self) -> int:
-        """b"""
-        return len(self.completions.logp)
-
-    @property
-    def token_mask(self) -> Tensor:
-        """``[b, t]`` all trained tokens."""
-        return self.completions.mask
-
-    @property
-    def token_mask_or_none(self) -> Tensor | None:
-        return self.completions.mask_or_none
 
 
 @dataclass(frozen=True, eq=False)
