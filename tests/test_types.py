@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from family_inputs import BUILD, random_inputs
+from family_inputs import BUILD, random_inputs, widen
 from steelyard.errors import DataError
-from steelyard.types import FAMILIES, Group, Pairs, Rollouts, Scores, Sequences, Tokens, Unpaired, View
+from steelyard.types import Group, Pairs, Rollouts, Scores, Sequences, Tokens, Unpaired, View
 
 same = torch.testing.assert_close
 
@@ -96,11 +95,11 @@ def test_what_a_view_lacks_is_named() -> None:
         "token_logp": "token-level log-probabilities",
         "token_ref": "token-level reference log-probabilities",
         "mask": "a token mask",
-        "mean": "divides by completion lengths",
+        "mean": "uses completion lengths",
     }.items():
         with pytest.raises(DataError, match=what):
             getattr(sums, name)
-    with pytest.raises(DataError, match="divides by completion lengths"):
+    with pytest.raises(DataError, match="uses completion lengths"):
         _ = Sequences.of_sums([-6.0, -4.0], [3, 0]).mean
     with pytest.raises(DataError, match="no token-level terms"):
         _ = Scores.from_scores([1.0], [0.0]).token_mask
@@ -173,14 +172,14 @@ def leaves(value: Any) -> list[Tensor]:
     for item in vars(value).values():
         if isinstance(item, Tensor):
             found.append(item)
-        elif isinstance(item, View):
+        elif isinstance(item, View | Sequences):
             found += leaves(item)
         elif isinstance(item, dict):
             found += list(item.values())
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUILD)
 def test_detach(family: str) -> None:
     raw = {k: v.requires_grad_(v.is_floating_point()) for k, v in random_inputs(family).items()}
     view = BUILD[family](**raw)
@@ -192,15 +191,15 @@ def test_detach(family: str) -> None:
 
 
 @pytest.mark.parametrize("wide", [0, 1])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUILD)
 def test_concat_of_different_widths_is_the_whole(family: str, wide: int) -> None:
     raw = random_inputs(family)
     parts = [{key: value[rows] for key, value in raw.items()} for rows in (slice(0, 3), slice(3, 5))]
-    parts[wide] = {key: F.pad(v, (0, 2)) if v.dim() == 2 else v for key, v in parts[wide].items()}
+    parts[wide] = {key: widen(v, 2) for key, v in parts[wide].items()}
     joined, whole = View.concat([BUILD[family](**part) for part in parts]), BUILD[family](**raw)
     assert joined.items == 5
     for left, right in zip(leaves(joined), leaves(whole), strict=True):
-        if right.dim() == 2:
+        if right.dim() > 1:
             assert left.shape[1] == right.shape[1] + 2 and not left[:, right.shape[1] :].any()
             left = left[:, : right.shape[1]]
         same(left, right)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import annotated_types
+import torch
 from torch import Tensor
 
 from steelyard.errors import ConfigError
@@ -24,9 +25,45 @@ from steelyard.types import FAMILIES, View
 
 Terms = Tensor | dict[str, Tensor]
 Reduce = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
-DataStage = Literal["gold", "correct", "pairs", "prompts", "none"]
-"""What an algorithm learns from on a task: gold completions, its own verified completions, pairs of its own
-right and wrong completions, prompts that it samples from online, or nothing (the untrained baseline)."""
+Reference = Literal["none", "frozen", "moving", "previous", "teacher"]
+"""Whose log-probabilities ``view.ref`` holds: the policy at step 0 (``frozen``), a copy that follows the policy
+(``moving``), the policy at the start of the round (``previous``), or another model (``teacher``)."""
+Head = Literal["lm", "score", "token_score", "token_labels"]
+"""What the model puts out: token log-probabilities; one score per completion; one score, or two label logits, per
+token."""
+DataStage = Literal["gold", "correct", "pairs", "step_pairs", "ranked", "judged", "steps", "prompts", "rounds", "none"]
+"""What an algorithm learns from on a task: gold completions; its own samples, verified and selected once (``correct``
+ones, ``pairs`` of right and wrong ones, ``step_pairs`` of their first different steps, ``ranked`` lists, ``judged``
+completions with a label, completions with labels at their ``steps``); its own samples, anew in every round
+(``rounds``, see :class:`Rounds`); prompts that it samples from online; or nothing (the untrained baseline)."""
+Extra = Literal["entropy", "log_sum_p2", "ref_kl"]
+"""Quantities of the forward pass beside log-probabilities, ``[b, t]``: the entropy, log sum p^2, and
+KL(reference || policy) over the whole vocabulary."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How an iterative method makes its rows, again and again, with the policy as it then is.
+
+    In every round ``samplers`` complete prompts, the completions are judged, and ``select`` turns each prompt's
+    group into training rows.  ``select(group, *, rng, ...)`` is pure: the group's completions carry the columns
+    ``score`` (what the judge says), ``verdict`` (1 right, 0 wrong, -1 not judged), ``finished`` and ``origin``
+    (index into ``samplers``); hyperparameters are passed by name.  Returns any number of groups of the family.
+
+    Attributes:
+        select: judged group -> training groups.
+        samplers: who completes the prompts: ``policy``, ``reference``, ``teacher``, ``mixture`` (of policy and
+            reference or teacher), or ``gold`` for the row's own completion.
+        rounds: the hyperparameter that says how many rounds there are; None: every optimizer step is one.
+        restart: every round trains from the start's weights again.
+        accumulate: earlier rounds' rows stay.
+    """
+
+    select: Callable[..., Any]
+    samplers: tuple[str, ...] = ("policy",)
+    rounds: str | None = "rounds"
+    restart: bool = False
+    accumulate: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,32 +85,54 @@ class AlgorithmSpec:
 
     Attributes:
         family: name of the view that the loss takes; selects schema, collation, forward and diagnostics.
-        paper: arXiv id (or a citation) of the definition.
-        reference: whose log-probabilities the view carries: ``none`` or ``frozen`` (the policy at step 0).
+        paper: arXiv id (or a citation with its year) of the definition.
+        reference: whose log-probabilities the view carries as ``ref`` (see :data:`Reference`).
         reference_unless_zero: a hyperparameter that, at zero, makes the reference unnecessary.
         reduce: how ``[b, t]`` terms are averaged (``algorithms.md`` 3.10).
-        coupled: a function (detached view of the whole step, hyperparameters) -> named statistics,
-            computed in a first pass and handed to the loss as ``view.stats``.
+        coupled: a function (detached view of the whole step, hyperparameters by name, and if it asks for them
+            ``state`` and ``generator``) -> named statistics, computed in a first pass and handed to the loss as
+            ``view.stats``; tensors ``[b, ...]`` are handed out item by item.
+        state: makes the running state (named tensors) at step 0; ``coupled`` reads it, and those of its
+            statistics that bear the same names are the next state.
+        columns: numbers that every row must carry besides its texts, as ``view.columns[name]`` ``[b]``.
+        extras: further quantities of the forward pass (see :data:`Extra`), as ``sequences.extra(name)``.
+        head: what the model puts out (see :data:`Head`).
         mismatched: each prompt is also scored with another row's completion (KTO's z0).
         advantage: name of the advantage estimator (online methods).
+        teacher: another model takes part, named by the recipe's ``teacher`` section.
+        moving: of a moving reference, the hyperparameters (share of the policy, steps between updates).
+        noise: the hyperparameter that scales uniform noise on the embeddings in training (NEFTune).
+        whole_text: prompts are trained on as well.
         data: the stage that makes its rows (see :data:`DataStage`).
+        rounds: how an iterative method makes its rows.
         length_normalized: repeating every token twice leaves the loss unchanged.
         beta_scale: whether ``beta`` multiplies summed or averaged log-probabilities.
+        provisional: what must be checked in the paper before fidelity is claimed; "" if nothing.
     """
 
     key: str
     family: str
     loss: Callable[..., Terms] | None
     paper: str
-    reference: Literal["none", "frozen"] = "none"
+    reference: Reference = "none"
     reference_unless_zero: str | None = None
     reduce: Reduce = "token-mean"
     coupled: Callable[..., dict[str, Tensor]] | None = None
+    state: Callable[[], dict[str, Tensor]] | None = None
+    columns: tuple[str, ...] = ()
+    extras: tuple[Extra, ...] = ()
+    head: Head = "lm"
     mismatched: bool = False
     advantage: str | None = None
+    teacher: bool = False
+    moving: tuple[str, str] | None = None
+    noise: str | None = None
+    whole_text: bool = False
     data: DataStage = "gold"
+    rounds: Rounds | None = None
     length_normalized: bool = False
     beta_scale: Literal["sum", "avg", "none"] = "none"
+    provisional: str = ""
     hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
     title: str = ""
     doc: str = ""
@@ -82,6 +141,21 @@ class AlgorithmSpec:
     def online(self) -> bool:
         """Groups are sampled from the policy during training."""
         return self.data == "prompts"
+
+    @property
+    def random(self) -> bool:
+        """The loss draws random numbers: its ``coupled`` function asks for a ``generator``."""
+        return self.coupled is not None and "generator" in inspect.signature(self.coupled).parameters
+
+    @staticmethod
+    def _describe_rounds(rounds: Rounds) -> dict[str, Any]:
+        return {
+            "select": rounds.select.__name__,
+            "samplers": list(rounds.samplers),
+            "rounds": rounds.rounds,
+            "restart": rounds.restart,
+            "accumulate": rounds.accumulate,
+        }
 
     def describe(self) -> dict[str, Any]:
         """The catalogue entry: plain JSON, readable without torch."""
@@ -93,12 +167,23 @@ class AlgorithmSpec:
             "reference_unless_zero": self.reference_unless_zero,
             "reduce": self.reduce,
             "coupled": self.coupled is not None,
+            "state": self.state is not None,
+            "columns": list(self.columns),
+            "extras": list(self.extras),
+            "head": self.head,
             "mismatched": self.mismatched,
             "advantage": self.advantage,
+            "teacher": self.teacher,
+            "moving": self.moving is not None,
+            "noise": self.noise is not None,
+            "whole_text": self.whole_text,
             "data": self.data,
+            "rounds": None if self.rounds is None else self._describe_rounds(self.rounds),
+            "random": self.random,
             "online": self.online,
             "length_normalized": self.length_normalized,
             "beta_scale": self.beta_scale,
+            "provisional": self.provisional,
             "hyperparameters": {
                 name: {
                     "type": hp.type,
@@ -134,21 +219,33 @@ algorithms.register(
 def algorithm(
     *,
     paper: str,
-    reference: bool = False,
+    reference: bool | Reference = False,
     reference_unless_zero: str | None = None,
     reduce: Reduce = "token-mean",
     coupled: Callable[..., dict[str, Tensor]] | None = None,
+    state: Callable[[], dict[str, Tensor]] | None = None,
+    columns: tuple[str, ...] = (),
+    extras: tuple[Extra, ...] = (),
+    head: Head | None = None,
     mismatched: bool = False,
     advantage: str | None = None,
+    teacher: bool = False,
+    moving: tuple[str, str] | None = None,
+    noise: str | None = None,
+    whole_text: bool = False,
     data: DataStage | None = None,
+    rounds: Rounds | None = None,
     length_normalized: bool = False,
     beta_scale: Literal["sum", "avg", "none"] = "none",
+    provisional: str = "",
     name: str | None = None,
 ) -> Callable[[Callable[..., Terms]], Callable[..., Terms]]:
     """Register a loss function; its keyword-only defaults become its hyperparameters.
 
-    The annotation of the first argument names the family view; the docstring's first line is the title and
-    its ``Args:`` section describes the hyperparameters.  See :class:`AlgorithmSpec` for the arguments.
+    The annotation of the first argument names the family view.  The docstring's first line is the title; its
+    ``Args:`` section describes the hyperparameters; paragraphs that begin with ``Watch:`` and ``Differs:`` say
+    what to look out for and where peers or the paper differ.  See :class:`AlgorithmSpec` for the arguments
+    (``reference=True`` means ``frozen``).
     """
 
     def decorate(loss: Callable[..., Terms]) -> Callable[..., Terms]:
@@ -161,6 +258,9 @@ def algorithm(
         doc = inspect.getdoc(loss) or ""
         helps = _argument_help(doc)
         key = name or loss.__name__
+        if state is not None and coupled is None:
+            raise ConfigError(f"{key}: a running state needs a `coupled` function that updates it")
+        kind: Reference = {True: "frozen", False: "none"}[reference] if isinstance(reference, bool) else reference
         algorithms.register(
             key,
             AlgorithmSpec(
@@ -168,15 +268,25 @@ def algorithm(
                 family=family,
                 loss=loss,
                 paper=paper,
-                reference="frozen" if reference else "none",
+                reference=kind,
                 reference_unless_zero=reference_unless_zero,
                 reduce=reduce,
                 coupled=coupled,
+                state=state,
+                columns=columns,
+                extras=extras,
+                head=head or _DEFAULT_HEAD.get(family, "lm"),
                 mismatched=mismatched,
                 advantage=advantage,
-                data=data or _DEFAULT_DATA[family],
+                teacher=teacher or kind == "teacher" or family == "Distill",
+                moving=moving,
+                noise=noise,
+                whole_text=whole_text,
+                data=data or ("rounds" if rounds else _DEFAULT_DATA[family]),
+                rounds=rounds,
                 length_normalized=length_normalized,
                 beta_scale=beta_scale,
+                provisional=provisional,
                 hyperparameters={p.name: _hyperparameter(key, p, hints[p.name], helps) for p in rest},
                 title=doc.splitlines()[0] if doc else key,
                 doc=doc,
@@ -187,11 +297,15 @@ def algorithm(
     return decorate
 
 
+_DEFAULT_HEAD: dict[str, Head] = {"Scores": "score", "TokenScores": "token_score"}
 _DEFAULT_DATA: dict[str, DataStage] = {
     "Tokens": "gold",
     "Pairs": "pairs",
     "Unpaired": "pairs",
+    "Ranked": "ranked",
     "Scores": "pairs",
+    "TokenScores": "judged",
+    "Distill": "gold",
     "Rollouts": "prompts",
 }
 
@@ -288,25 +402,69 @@ def evaluate_loss(spec: AlgorithmSpec, view: Any, hyperparameters: Mapping[str, 
     return spec.loss(view, **hyperparameters)
 
 
-def coupled_stats(spec: AlgorithmSpec, view: View, hyperparameters: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The statistics of a coupled algorithm over the detached view of a whole step."""
+def coupled_stats(
+    spec: AlgorithmSpec,
+    view: View,
+    hyperparameters: Mapping[str, Any],
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """The statistics of a coupled algorithm over the detached view of a whole step (see :class:`AlgorithmSpec`)."""
     assert spec.coupled is not None
     wanted = inspect.signature(spec.coupled).parameters
-    chosen = {name: value for name, value in hyperparameters.items() if name in wanted}
-    return spec.coupled(view.detach(), **chosen)
+    given = {"state": initial_state(spec) if state is None else state, "generator": generator, **hyperparameters}
+    return spec.coupled(view.detach(), **{name: value for name, value in given.items() if name in wanted})
 
 
-def loss(name: str, view: Any, *, reduce: bool = False, **hyperparameters: Any) -> Terms:
+def initial_state(spec: AlgorithmSpec) -> dict[str, Tensor]:
+    """The running state at step 0; empty when the algorithm has none."""
+    return {} if spec.state is None else spec.state()
+
+
+def next_state(state: Mapping[str, Tensor], stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The running state after a step with these coupled statistics."""
+    return {name: stats[name].detach() for name in state}
+
+
+def items_of(stats: Mapping[str, Tensor], start: int, count: int) -> dict[str, Tensor]:
+    """The statistics that a micro-batch gets: scalars as they are, of ``[b, ...]`` the rows of its items."""
+    return {name: value[start : start + count] if value.dim() else value for name, value in stats.items()}
+
+
+def loss(
+    name: str,
+    view: Any,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    reduce: bool = False,
+    return_state: bool = False,
+    progress: float = 0.0,
+    **hyperparameters: Any,
+) -> Any:
     """The loss of a named algorithm on a view built from plain numbers.
 
     Returns the per-item terms (a dict if the algorithm has several), or with ``reduce=True`` the scalar.
     Coupled statistics are computed from the view itself, taken as the whole optimizer step.
+
+    Args:
+        state: the running state before this step; default: that of step 0.
+        generator: for algorithms that draw random numbers; default: one seeded with 0.
+        return_state: also return the running state after this step.
+        progress: share of the training that is over, for schedules.
     """
     from steelyard.algorithms.catalogue import resolve_hyperparameters
 
     spec = algorithms.get(name)
     values = resolve_hyperparameters(name, hyperparameters, declared=spec.describe()["hyperparameters"])
+    state = initial_state(spec) if state is None else state
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    stats = {"progress": torch.tensor(progress)}
+    view = view.with_stats(stats)
     if spec.coupled is not None:
-        view = view.with_stats(coupled_stats(spec, view, values))
+        stats |= coupled_stats(spec, view, values, state=state, generator=generator)
+        view = view.with_stats(stats)
     terms = evaluate_loss(spec, view, values)
-    return reduce_terms(terms, view, spec.reduce, view_counts(view))[0] if reduce else terms
+    result = reduce_terms(terms, view, spec.reduce, view_counts(view))[0] if reduce else terms
+    return (result, next_state(state, stats)) if return_state else result

@@ -1,0 +1,181 @@
+"""Views of what heads and teachers say: scalar scores, scores of tokens, distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steelyard.errors import DataError
+from steelyard.types.base import View, as_columns, masked, needed
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(View):
+    """Scalar scores of a reward head for the two sides of preference pairs, ``[b]`` each."""
+
+    chosen: Tensor
+    rejected: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_scores(cls, chosen: Any, rejected: Any, **columns: Any) -> Scores:
+        """From ``[b]`` scores."""
+        return cls(torch.as_tensor(chosen), torch.as_tensor(rejected), as_columns(columns))
+
+    @property
+    def items(self) -> int:
+        """b"""
+        return len(self.chosen)
+
+    @property
+    def token_mask(self) -> Tensor:
+        """Scores have no tokens."""
+        raise DataError("reward-model losses have no token-level terms")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores(View):
+    """Outputs of a head on the tokens of single completions, with labels: outcome and process reward models."""
+
+    scores: Tensor
+    """``[b, t, c]`` c outputs per token (one, or one per label), zero outside the mask."""
+    labels: Tensor
+    """``[b, t]`` the label of each labelled token (of its completion, or of its step), zero elsewhere."""
+    mask: Tensor
+    """``[b, t]`` boolean: labelled tokens."""
+    logp_or_none: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_scores(cls, scores: Any, labels: Any, mask: Any, logp: Any = None, **columns: Any) -> TokenScores:
+        """From ``[b, t]`` or ``[b, t, c]`` scores; labels ``[b]`` (of completions) or ``[b, t]`` (of tokens)."""
+        scores, labels, mask = torch.as_tensor(scores), torch.as_tensor(labels), torch.as_tensor(mask).bool()
+        scores = scores[..., None] if scores.dim() == 2 else scores
+        labels = labels[:, None].expand(mask.shape) if labels.dim() == 1 else labels
+        return cls(
+            scores=masked(scores, mask),
+            labels=masked(labels.to(scores.dtype), mask).detach(),
+            mask=mask,
+            logp_or_none=None if logp is None else masked(torch.as_tensor(logp), mask),
+            columns=as_columns(columns),
+        )
+
+    @property
+    def score(self) -> Tensor:
+        """``[b, t]`` the output of a head with one output."""
+        if self.scores.shape[-1] != 1:
+            raise DataError(f"this loss needs a head with one output per token, this one has {self.scores.shape[-1]}")
+        return self.scores[..., 0]
+
+    @property
+    def logp(self) -> Tensor:
+        """``[b, t]`` the language model's log-probabilities of the labelled tokens."""
+        return needed(self.logp_or_none, "token-level log-probabilities")
+
+    @property
+    def last(self) -> Tensor:
+        """``[b, 1]`` index of the last labelled token."""
+        place = torch.arange(self.mask.shape[1], device=self.mask.device)
+        return (place * self.mask).amax(-1, keepdim=True)
+
+    @property
+    def items(self) -> int:
+        """b"""
+        return len(self.mask)
+
+    @property
+    def token_mask(self) -> Tensor:
+        """``[b, t]`` labelled tokens."""
+        return self.mask
+
+    @property
+    def token_mask_or_none(self) -> Tensor | None:
+        return self.mask
+
+
+@dataclass(frozen=True, eq=False)
+class Distill(View):
+    """Next-token distributions of teacher and student at the same positions, over the vocabulary or a part of it.
+
+    ``v`` is the vocabulary, or the support that the teacher's top-k gives; log-probabilities are then only known
+    up to a constant, which :meth:`at` removes on both sides.
+    """
+
+    student: Tensor
+    """``[b, t, v]`` log-probabilities (up to a constant per position), zero outside the mask."""
+    teacher: Tensor
+    """``[b, t, v]`` the teacher's, detached."""
+    logp: Tensor
+    """``[b, t]`` the student's log-probability of the token itself."""
+    teacher_logp: Tensor
+    """``[b, t]`` the teacher's log-probability of the token itself, detached."""
+    old: Tensor
+    """``[b, t]`` the student's log-probability when the update started, detached."""
+    mask: Tensor
+    """``[b, t]`` boolean: trained tokens."""
+    own: Tensor
+    """``[b]`` boolean: sampled by the student (or from a mixture with it), not read from the data."""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_logits(
+        cls,
+        student: Any,
+        teacher: Any,
+        labels: Any,
+        mask: Any = None,
+        *,
+        old: Any = None,
+        own: Any = None,
+        top_k: int | None = None,
+        **columns: Any,
+    ) -> Distill:
+        """From logits ``[b, t, v]`` and the tokens ``[b, t]`` themselves.
+
+        Args:
+            top_k: keep only the teacher's k most probable tokens at every position.
+        """
+        student, teacher = torch.as_tensor(student), torch.as_tensor(teacher).detach()
+        labels = torch.as_tensor(labels)
+        mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
+        student, teacher = (masked(x, mask).log_softmax(-1) for x in (student, teacher))
+        ids = masked(labels, mask)[..., None]
+        logp, teacher_logp = (masked(x.gather(-1, ids)[..., 0], mask) for x in (student, teacher))
+        if top_k is not None:
+            teacher, support = teacher.topk(top_k, dim=-1)
+            student = student.gather(-1, support)
+        return cls(
+            student=masked(student, mask),
+            teacher=masked(teacher, mask),
+            logp=logp,
+            teacher_logp=teacher_logp,
+            old=logp.detach() if old is None else masked(torch.as_tensor(old), mask).detach(),
+            mask=mask,
+            own=torch.zeros(len(mask), dtype=torch.bool) if own is None else torch.as_tensor(own).bool(),
+            columns=as_columns(columns),
+        )
+
+    def at(self, tau: float = 1.0) -> tuple[Tensor, Tensor]:
+        """``[b, t, v]`` log-probabilities of (student, teacher) at temperature tau, normalised on the support."""
+        return (self.student / tau).log_softmax(-1), (self.teacher / tau).log_softmax(-1)
+
+    @property
+    def items(self) -> int:
+        """b"""
+        return len(self.mask)
+
+    @property
+    def token_mask(self) -> Tensor:
+        """``[b, t]`` trained tokens."""
+        return self.mask
+
+    @property
+    def token_mask_or_none(self) -> Tensor | None:
+        return self.mask
