@@ -540,9 +540,8 @@ def test_group_norm() -> None:
 @every_algorithm
 def test_every_algorithm_is_documented(name: str) -> None:
     spec = algorithms.get(name)
-    assert re.fullmatch(r"\d{4}\.\d{4,5}", spec.paper) or re.search(r"\b(19|20)\d\d\b", spec.paper), (
-        "arXiv id or citation"
-    )
+    year = r"\b(19|20)\d\d\b"
+    assert re.fullmatch(r"\d{4}\.\d{4,5}", spec.paper) or re.search(year, spec.paper), "an arXiv id or a citation"
     assert spec.title.endswith(").") and re.search(year, spec.title), "a title with authors and year"
     assert "$" in spec.doc, "the formula"
     for hyperparameter in spec.hyperparameters.values():
