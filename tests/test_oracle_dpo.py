@@ -1,0 +1,247 @@
+"""TRL's DPO trainer as a live oracle: its whole loss and gradients, on ragged batches, through a tiny model.
+
+Where TRL's default is another loss than the paper's, the setting that makes it the paper's is set here, with a
+comment.  ``reference`` is a model unlike the policy (log-ratios of tens), ``near`` one like it (about one): losses
+that exponentiate log-ratios are compared near, where float32 still holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import trl
+from torch import Tensor
+
+from oracle_tools import (
+    Batch,
+    Both,
+    Oracle,
+    cases,
+    covers,
+    grid,
+    joined,
+    near,
+    pairs,
+    ragged,
+    reference,
+    token_logps,
+    trainer,
+)
+from steelyard.algorithms.core import loss
+from steelyard.types import Tokens
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TRL = "TRL 1.16 DPOTrainer"
+BETA = {"beta": "beta"}
+SMOOTH = {"beta": "beta", "label_smoothing": "label_smoothing"}
+
+
+@cache
+def dpo_trainer(weighted: bool = False) -> Any:
+    """The trainer; WPO's weighting is a matter of its construction."""
+    row = {"prompt": "w1 w2", "chosen": "w3", "rejected": "w4"}
+    return trainer(trl.DPOTrainer, trl.DPOConfig, row, ref_model=reference(), use_weighting=weighted)
+
+
+def their_loss(
+    chosen: Batch,
+    rejected: Batch,
+    *loss_types: str,
+    ref: Any,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    loss_weights: tuple[float, ...] = (1.0,),
+    f_divergence_type: str = "reverse_kl",
+    f_alpha_divergence_coef: float = 1.0,
+    ld_alpha: float | None = None,
+    discopop_tau: float = 0.05,
+    use_weighting: bool = False,
+) -> Tensor:
+    """The trainer's ``compute_loss`` at these settings, under the names of its configuration."""
+    them = dpo_trainer(use_weighting)
+    them.ref_model = ref
+    them.loss_types, them.loss_weights, them.beta = list(loss_types), list(loss_weights), beta
+    them.label_smoothing, them.ld_alpha, them.args.discopop_tau = label_smoothing, ld_alpha, discopop_tau
+    them.f_divergence_type, them.f_alpha_divergence_coef = f_divergence_type, f_alpha_divergence_coef
+    both = joined(chosen, rejected)
+    inputs = {"input_ids": both.ids, "attention_mask": both.attention, "completion_mask": both.trained}
+    return them.compute_loss(them.model, inputs)
+
+
+def two_sides(seed: int, rows: int = 5) -> tuple[Batch, Batch]:
+    """Pairs of unequal lengths."""
+    return ragged(seed, rows), ragged(seed + 1, rows, completion=12)
+
+
+def against(
+    key: str,
+    *loss_types: str,
+    by: str = "",
+    settings: tuple[dict[str, Any], ...],
+    names: Mapping[str, str] = BETA,
+    ref: Callable[[], Any] = reference,
+    columns: Mapping[str, float] | None = None,
+    scale: float = 1.0,
+    fixed: Mapping[str, Any] | None = None,
+    **theirs: Any,
+) -> Oracle:
+    """Our ``key`` against TRL's loss types.
+
+    Args:
+        names: our hyperparameters -> TRL's.
+        columns: constants of every pair.
+        scale: their loss times this is ours.
+        fixed: hyperparameters of ours that TRL does not have.
+        theirs: settings of TRL that are not hyperparameters of ours.
+    """
+
+    def run(given: dict[str, Any], seed: int) -> Both:
+        chosen, rejected = two_sides(seed)
+        shared = {their: given[our] for our, their in names.items()}
+        other = their_loss(chosen, rejected, *loss_types, ref=ref(), **shared, **theirs)
+        constant = {name: torch.full((len(chosen.ids),), value) for name, value in (columns or {}).items()}
+        view = pairs(dpo_trainer().model, ref(), chosen, rejected, **constant)
+        return scale * other, loss(key, view, reduce=True, **given, **(fixed or {})), dpo_trainer().model
+
+    return Oracle(by or f"{TRL} ({' + '.join(loss_types)}), value and gradient", run, settings)
+
+
+BETAS = grid(beta=(0.05, 0.5, 5.0))
+SMALL = grid(beta=(0.01, 0.1, 0.5))
+SMOOTHED = grid(beta=(0.01, 0.1, 0.5), label_smoothing=(0.0, 0.1, 0.4))
+
+
+def _sft(given: dict[str, Any], seed: int) -> Both:
+    chosen, rejected = two_sides(seed)
+    view = Tokens.from_logps(*token_logps(dpo_trainer().model, chosen))
+    return (
+        their_loss(chosen, rejected, "sft", ref=reference()),
+        loss("sft", view, reduce=True),
+        dpo_trainer().model,
+    )
+
+
+def divergence(name: str, **theirs: Any) -> Oracle:
+    """f-DPO under one divergence."""
+    by = f"{TRL} (sigmoid, f_divergence_type={theirs['f_divergence_type']}), value and gradient"
+    settings = grid(beta=(0.05, 0.1, 1.0), divergence=(name,))
+    return against("fdpo", "sigmoid", by=by, settings=settings, ref=near, **theirs)
+
+
+def alpha_divergence() -> Oracle:
+    """f-DPO under the alpha family: TRL's coefficient is one minus the paper's alpha."""
+
+    def run(given: dict[str, Any], seed: int) -> Both:
+        theirs = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1 - given["alpha"]}
+        return against("fdpo", "sigmoid", settings=(), ref=near, **theirs).run(given, seed)
+
+    settings = grid(beta=(0.1, 1.0), alpha=(0.3, 0.5, 1.0), divergence=("alpha",))
+    return Oracle(f"{TRL} (sigmoid, alpha_divergence at 1 - alpha), value and gradient", run, settings)
+
+
+def _wpo(given: dict[str, Any], seed: int) -> Both:
+    """TRL's weight is the product itself, the authors' (and ours) at most one: pairs below one are compared."""
+    model = dpo_trainer().model
+    chosen, rejected = two_sides(seed, rows=40)
+    both = pairs(model, reference(), chosen, rejected)
+    log_weight = sum(
+        ((side.token_logp - side.extra("log_sum_p2")).sum(-1) / side.n for side in (both.chosen, both.rejected)),
+        start=torch.zeros(()),
+    )
+    below = (log_weight < 0).nonzero()[:6, 0]
+    assert len(below) == 6
+    chosen, rejected = chosen.rows(below), rejected.rows(below)
+    other = their_loss(chosen, rejected, "sigmoid", ref=reference(), use_weighting=True, **given)
+    return other, loss("wpo", pairs(model, reference(), chosen, rejected), reduce=True, **given), model
+
+
+def _wpo_above(given: dict[str, Any], seed: int) -> Both:
+    """Pairs whose product exceeds one have weight one: plain DPO."""
+    model = dpo_trainer().model
+    chosen, rejected = two_sides(seed, rows=5)
+    # The most probable next token everywhere, so that every token is far more probable than expected.
+    chosen, rejected = (likely(side) for side in (chosen, rejected))
+    other = their_loss(chosen, rejected, "sigmoid", ref=reference(), **given)
+    return other, loss("wpo", pairs(model, reference(), chosen, rejected), reduce=True, **given), model
+
+
+def likely(batch: Batch) -> Batch:
+    """The same rows with every completion replaced by the policy's greedy one."""
+    ids = batch.ids.clone()
+    with torch.no_grad():
+        for place in range(1, ids.shape[1]):
+            best = dpo_trainer().model(input_ids=ids, attention_mask=batch.attention).logits[:, place - 1].argmax(-1)
+            ids[:, place] = torch.where(batch.completion[:, place].bool(), best, ids[:, place])
+    return Batch(ids, batch.attention, batch.completion, batch.trained)
+
+
+ORACLES: dict[str, list[Oracle]] = {
+    "dpo": [against("dpo", "sigmoid", settings=BETAS)],
+    "ipo": [against("ipo", "ipo", settings=BETAS)],
+    "dpo_norm": [against("dpo_norm", "sigmoid_norm", settings=BETAS)],
+    "hinge": [against("hinge", "hinge", settings=SMALL)],
+    "robust_dpo": [against("robust_dpo", "robust", settings=SMOOTHED, names=SMOOTH)],
+    "exo_pair": [
+        against(
+            "exo_pair",
+            "exo_pair",
+            settings=grid(beta=(0.01, 0.1, 0.5), eps=(1e-3, 0.1)),
+            names={"beta": "beta", "eps": "label_smoothing"},
+        )
+    ],
+    "nca_pair": [against("nca_pair", "nca_pair", settings=SMALL)],
+    "sppo": [
+        against(
+            "sppo",
+            "sppo_hard",
+            by=f"{TRL} (sppo_hard, halved as in the authors' code; P_w=1, P_l=0), value and gradient",
+            settings=grid(beta=(1e-3, 0.01, 0.1)),
+            columns={"p_chosen": 1.0, "p_rejected": 0.0},
+            scale=0.5,
+        )
+    ],
+    "aot": [against("aot", "aot", settings=SMOOTHED, names=SMOOTH)],
+    "aot_unpaired": [against("aot_unpaired", "aot_unpaired", settings=SMOOTHED, names=SMOOTH)],
+    "apo_zero": [against("apo_zero", "apo_zero", settings=SMALL)],
+    "apo_down": [against("apo_down", "apo_down", settings=SMALL)],
+    "discopop": [
+        against(
+            "discopop",
+            "discopop",
+            settings=grid(beta=(0.05, 0.1), tau=(0.05, 1.0)),
+            names={"beta": "beta", "tau": "discopop_tau"},
+            ref=near,
+        )
+    ],
+    "fdpo": [
+        divergence("reverse_kl", f_divergence_type="reverse_kl"),
+        divergence("forward_kl", f_divergence_type="forward_kl"),
+        divergence("js", f_divergence_type="js_divergence"),
+        alpha_divergence(),
+    ],
+    "ld_dpo": [
+        against(
+            "ld_dpo",
+            "sigmoid",
+            by=f"{TRL} (sigmoid, ld_alpha), value and gradient",
+            settings=grid(beta=(0.05, 0.5), alpha=(0.0, 0.5, 1.0)),
+            names={"beta": "beta", "alpha": "ld_alpha"},
+        )
+    ],
+    "wpo": [
+        Oracle(f"{TRL} (sigmoid, use_weighting) on pairs of weight below one, value and gradient", _wpo, SMALL),
+        Oracle(f"{TRL} (sigmoid) on pairs of weight one", _wpo_above, SMALL),
+    ],
+    "sft": [Oracle(f"{TRL} (sft), value and gradient", _sft)],
+}
+COVERS = covers(ORACLES)
+
+
+@pytest.mark.parametrize(("oracle", "settings", "seed"), cases(ORACLES))
+def test_trl_dpo_trainer(oracle: Oracle, settings: dict[str, Any], seed: int) -> None:
+    oracle.check(settings, seed)
