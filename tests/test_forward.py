@@ -33,10 +33,12 @@ from steelyard.models.attention import (
     supports_packing,
 )
 from steelyard.models.load import freeze_copy, load_policy, save_policy, weights_sha256
-from steelyard.models.logprobs import EXTRAS, check_head, completion_scores, output_head, token_logprobs
+from steelyard.models.logprobs import check_head, completion_scores, output_head, token_logprobs
 from steelyard.types import Group
 
 FAMILIES = sorted(CONFIGS)
+EXTRAS = frozenset({"entropy", "log_sum_p2"})
+"""Quantities of one model; `ref_kl` needs two."""
 
 
 def packed_model(family: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:

@@ -142,6 +142,22 @@ class DataConfig(Section):
         return self
 
 
+class TeacherConfig(Section):
+    """The model that a method learns from (distillation)."""
+
+    name_or_path: str
+    """A local Hugging Face directory, or `builtin:SIZE`; it must have the policy's tokenizer."""
+    top_k: Positive | None = None
+    """Keep the teacher's k most probable tokens at every position, renormalised; null: the whole vocabulary."""
+    tail: bool = False
+    """With `top_k`: one more entry for all other tokens together, instead of renormalising."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"name_or_path": value} if isinstance(value, str) else value
+
+
 class LoraConfig(Section):
     """Low-rank adapters through peft; absent: full fine-tuning."""
 
@@ -254,6 +270,8 @@ class RunConfig(Section):
     """What it learns from."""
     sft: StageConfig | None = None
     """A supervised stage before the method: its result is the method's start and reference."""
+    teacher: TeacherConfig | None = None
+    """The teacher of distillation methods."""
     lora: LoraConfig | None = None
     """Adapters; absent: full fine-tuning."""
     optim: OptimConfig = OptimConfig()
