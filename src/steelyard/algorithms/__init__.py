@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from importlib import import_module
 
-FAMILY_MODULES = ("supervised", "preference", "unpaired", "rewardmodel", "policy", "listwise", "distillation")
+FAMILY_MODULES = (
+    "supervised",
+    "preference",
+    "pointwise",
+    "margins",
+    "tokenwise",
+    "coupled",
+    "referencefree",
+    "unpaired",
+    "rewardmodel",
+    "policy",
+    "listwise",
+    "distillation",
+)
 """Modules whose import registers the built-in algorithms."""
 
 

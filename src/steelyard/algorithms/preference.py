@@ -1,23 +1,20 @@
-"""Pairwise preference losses, with and without a reference model.
+"""DPO and its variants by another link on the same margin, by noise in the labels, or by the reference's motion.
 
 Notation of the catalogue: S and R are the summed log-probabilities of policy and reference, n the number of
-tokens, A = S/n, l = S - R, D = l_w - l_l.  Every function returns one term per pair, ``[b]``.
+tokens, A = S/n, l = S - R, D = l_w - l_l, h = beta D.  Every function returns one term per pair, ``[b]``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
-import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
+from steelyard.algorithms import links
 from steelyard.algorithms.core import algorithm
+from steelyard.algorithms.links import NonNegative, Positive, Share, Smoothing, margin
 from steelyard.types import Pairs
-
-Positive = Annotated[float, Gt(0.0)]
-NonNegative = Annotated[float, Ge(0.0)]
 
 
 @algorithm(paper="2305.18290", reference=True, beta_scale="sum")
@@ -26,10 +23,48 @@ def dpo(pairs: Pairs, *, beta: Positive = 0.1) -> Tensor:
 
     $-\log\sigma(\beta(l_w-l_l))$ with $l=\log\pi_\theta(y|x)-\log\pi_{ref}(y|x)$, summed over tokens.
 
+    Watch: the margin can grow while both log-probabilities fall.
+
     Args:
         beta: strength of the pull towards the reference.
     """
-    return -F.logsigmoid(beta * (pairs.chosen.logratio - pairs.rejected.logratio))
+    return links.logistic(beta * margin(pairs))
+
+
+@algorithm(paper="Mitchell, 2023 (ericmitchell.ai/cdpo.pdf)", reference=True, beta_scale="sum")
+def cdpo(pairs: Pairs, *, beta: Positive = 0.1, label_smoothing: Smoothing = 0.1) -> Tensor:
+    r"""Conservative DPO (Mitchell, 2023, eq. 3).
+
+    $-(1-\varepsilon)\log\sigma(h)-\varepsilon\log\sigma(-h)$, $h=\beta(l_w-l_l)$: labels are taken to be wrong with
+    probability $\varepsilon$, so the margin stops at $h=\log((1-\varepsilon)/\varepsilon)$.
+
+    Watch: past that margin the loss pulls the pair together again.
+
+    Differs: TRL 1.x ignores `label_smoothing` in its `sigmoid` loss.
+
+    Args:
+        beta: strength of the pull towards the reference.
+        label_smoothing: epsilon, the share of flipped labels; 0 is DPO.
+    """
+    return links.smooth(beta * margin(pairs), label_smoothing)
+
+
+@algorithm(paper="2403.00409", reference=True, beta_scale="sum")
+def robust_dpo(pairs: Pairs, *, beta: Positive = 0.1, label_smoothing: Smoothing = 0.1) -> Tensor:
+    r"""Robust DPO, provably unbiased under label flips (Ray Chowdhury et al., 2024).
+
+    $[-(1-\varepsilon)\log\sigma(h)+\varepsilon\log\sigma(-h)]/(1-2\varepsilon)$, $h=\beta(l_w-l_l)$.  Its mean over
+    labels that are flipped with probability $\varepsilon$ is DPO's loss on the clean ones.
+
+    Watch: the loss may be negative, and is unbounded below.
+
+    Differs: oxRL adds the flipped term, which is cDPO divided by $1-2\varepsilon$.
+
+    Args:
+        beta: strength of the pull towards the reference.
+        label_smoothing: epsilon, the share of flipped labels; 0 is DPO.
+    """
+    return links.robust(beta * margin(pairs), label_smoothing)
 
 
 @algorithm(paper="2407.15229", reference=True, length_normalized=True, beta_scale="avg")
@@ -38,10 +73,12 @@ def dpo_norm(pairs: Pairs, *, beta: Positive = 5.0) -> Tensor:
 
     $-\log\sigma(\beta(l_w/n_w-l_l/n_l))$.  The default is Tülu 3's; TRL calls the loss `sigmoid_norm`.
 
+    Watch: with DPO's usual beta of 0.1 the loss is almost flat.
+
     Args:
         beta: multiplies averages, so useful values are 2 to 10, not 0.1.
     """
-    return -F.logsigmoid(beta * (pairs.chosen.mean_logratio - pairs.rejected.mean_logratio))
+    return links.logistic(beta * (pairs.chosen.mean_logratio - pairs.rejected.mean_logratio))
 
 
 @algorithm(paper="2310.12036", reference=True, length_normalized=True, beta_scale="avg")
@@ -49,68 +86,146 @@ def ipo(pairs: Pairs, *, beta: Positive = 0.1, average: bool = True) -> Tensor:
     r"""Identity Preference Optimization (Azar et al., 2023, eq. 17).
 
     $(D-1/(2\tau))^2$ with $\tau$ = `beta`.  The paper prints sums; its authors confirmed averages over
-    tokens, which is the default here and in TRL.  oxRL uses sums.
+    tokens, which is the default here and in TRL.
+
+    Watch: past its target the margin is pulled back.
+
+    Differs: oxRL uses sums.
 
     Args:
         beta: the paper's tau; the target margin is 1/(2 beta).
         average: log-ratios per token (True) or summed over the completion (False).
     """
-    if average:
-        margin = pairs.chosen.mean_logratio - pairs.rejected.mean_logratio
-    else:
-        margin = pairs.chosen.logratio - pairs.rejected.logratio
-    return (margin - 1 / (2 * beta)) ** 2
+    gap = pairs.chosen.mean_logratio - pairs.rejected.mean_logratio if average else margin(pairs)
+    return links.square(gap, at=1 / (2 * beta))
 
 
-@algorithm(paper="2402.13228", reference=True, beta_scale="sum")
-def dpop(pairs: Pairs, *, beta: Positive = 0.3, lam: NonNegative = 50.0) -> Tensor:
-    r"""DPO-Positive, Smaug (Pal et al., 2024).
+@algorithm(paper="2309.06657", reference=True, beta_scale="sum")
+def hinge(pairs: Pairs, *, beta: Positive = 0.05) -> Tensor:
+    r"""Hinge loss on the normalised likelihood, of RSO (Liu et al., 2023).
 
-    $-\log\sigma(\beta(D-\lambda\max(0,-l_w)))$: the chosen completion may not fall below the reference.
-    oxRL uses lambda = 5.
+    $\max(0,1-\beta(l_w-l_l))$.
+
+    Watch: a pair past the margin of 1 has no gradient at all.
+
+    Differs: TRL and oxRL use beta 0.1; oxRL and others call it SLiC-HF, which has no reference (`slic_hf`).
+
+    Args:
+        beta: the paper's gamma.
+    """
+    return links.hinge(beta * margin(pairs))
+
+
+@algorithm(paper="2402.05749", reference=True, beta_scale="sum")
+def gpo(
+    pairs: Pairs,
+    *,
+    beta: Positive = 0.1,
+    link: Literal["logistic", "hinge", "square", "exp", "trunc_quad", "savage"] = "exp",
+) -> Tensor:
+    r"""Generalized Preference Optimization (Tang et al., 2024).
+
+    $\varphi(\beta(l_w-l_l))$ for any convex $\varphi$ with $\varphi'(0)<0$: logistic $\log(1+e^{-h})$, hinge
+    $\max(0,1-h)$, square $(h-1)^2$, exp $e^{-h}$, trunc_quad $\max(0,1-h)^2$, and savage $(1+e^h)^{-2}$, which is
+    not convex.
+
+    Watch: logistic is DPO, hinge is RSO's, and square is IPO on sums up to a factor; the exponential weighs the
+    worst pair most (and is cut at $e^{40}$).
 
     Args:
         beta: strength of the pull towards the reference.
-        lam: weight of the penalty, inside the sigmoid.
+        link: the function of the margin; the default is oxRL's, the paper has none.
     """
-    margin = pairs.chosen.logratio - pairs.rejected.logratio
-    return -F.logsigmoid(beta * (margin - lam * F.relu(-pairs.chosen.logratio)))
+    return links.CLASSIFICATION[link](beta * margin(pairs))
 
 
-@algorithm(paper="2405.14734", length_normalized=True, beta_scale="avg")
-def simpo(pairs: Pairs, *, beta: Positive = 2.0, gamma: float = 1.0) -> Tensor:
-    r"""Simple Preference Optimization (Meng et al., 2024, eq. 6).
+@algorithm(paper="2402.00856", reference=True, beta_scale="sum")
+def exo_pair(pairs: Pairs, *, beta: Positive = 0.1, eps: Annotated[float, Gt(0.0), Lt(0.5)] = 1e-3) -> Tensor:
+    r"""Efficient exact optimization on pairs, EXO (Ji et al., 2024, eq. 16).
 
-    $-\log\sigma(\beta(A_w-A_l)-\gamma)$, without a reference.  TRL's and oxRL's beta of 0.1 is degenerate:
-    the target gap gamma/beta would be 5 nats per token.
+    $q\log\frac{q}{1-\varepsilon}+(1-q)\log\frac{1-q}{\varepsilon}$ with $q=\sigma(\beta(l_w-l_l))$: the reverse KL from
+    the policy's preference to the smoothed label.
+
+    Watch: past $h=\log((1-\varepsilon)/\varepsilon)$ the loss pulls the pair together again.
+
+    Differs: the official code smooths with about $e^{-10}$ and leaves out the target's normalisation.
 
     Args:
-        beta: multiplies average log-probabilities.
-        gamma: the target margin in total, i.e. the paper's gamma (gamma/beta is 0.5 by default).
+        beta: strength of the pull towards the reference; the paper uses 0.1 to 0.5.
+        eps: probability that the label gives to the rejected completion.
     """
-    return -F.logsigmoid(beta * (pairs.chosen.mean - pairs.rejected.mean) - gamma)
+    return links.reverse_kl(beta * margin(pairs), eps)
 
 
-@algorithm(paper="2403.07691", length_normalized=True)
-def orpo(pairs: Pairs, *, lam: NonNegative = 0.1) -> dict[str, Tensor]:
-    r"""Odds Ratio Preference Optimization (Hong et al., 2024, eq. 6-7).
+@algorithm(paper="2406.08414", reference=True, beta_scale="sum")
+def discopop(pairs: Pairs, *, beta: Positive = 0.05, tau: Positive = 0.05) -> Tensor:
+    r"""DiscoPOP, the log-ratio modulated loss (Lu et al., 2024, eq. 5).
 
-    $NLL_w-\lambda\log\sigma(\mathrm{logit}(A_w)-\mathrm{logit}(A_l))$, $\mathrm{logit}(A)=A-\log(1-e^A)$.
-    The NLL is the token mean over chosen completions; TRL includes the prompt, the authors' code averages
-    over padding.
+    $(1-u)\log(1+e^{-h})+u\,e^{-h}$ with $h=\beta(l_w-l_l)$ and $u=\sigma(h/\tau)$; found by a language model.
+
+    Watch: it is not convex: just left of $h=0$ a better order raises the loss.
+
+    Differs: TRL and oxRL use beta 0.1.
 
     Args:
-        lam: weight of the odds-ratio term.
+        beta: strength of the pull towards the reference.
+        tau: width of the blend between the two parts.
     """
-    odds = log_odds(pairs.chosen.mean) - log_odds(pairs.rejected.mean)
-    return {"nll": -pairs.chosen.token_logp, "odds_ratio": -lam * F.logsigmoid(odds)}
+    return links.log_ratio_modulated(beta * margin(pairs), tau)
 
 
-def log_odds(mean_logp: Tensor) -> Tensor:
-    """log(p / (1 - p)) of an average log-probability, stable as p tends to one."""
-    a = mean_logp.clamp(max=-1e-6)
-    near_one = a > -0.6931471805599453
-    # Each branch sees only arguments on which it is accurate, so that no gradient is NaN.
-    small = torch.log(-torch.expm1(torch.where(near_one, a, -1.0)))
-    large = torch.log1p(-torch.exp(torch.where(near_one, -1.0, a)))
-    return a - torch.where(near_one, small, large)
+@algorithm(
+    paper="2501.06645",
+    reference=True,
+    beta_scale="sum",
+    provisional="the default of g, and whether the published runs detach the factor",
+)
+def focalpo(pairs: Pairs, *, beta: Positive = 0.1, g: NonNegative = 0.05) -> Tensor:
+    r"""FocalPO (Liu et al., 2025).
+
+    $-p^{\gamma}\log\sigma(h)$ with $h=\beta(l_w-l_l)$ and $p=\sigma(h)$, not detached: pairs that are already ordered
+    right weigh more.
+
+    Watch: below $p=e^{-1/\gamma}$ a better order raises the loss: never with 0.05, for $p<0.37$ with 1.
+
+    Differs: oxRL detaches the factor and uses gamma = 1.
+
+    Args:
+        beta: strength of the pull towards the reference.
+        g: the paper's gamma; 0 is DPO.
+    """
+    return links.focal(beta * margin(pairs), g)
+
+
+@algorithm(paper="2404.09656", reference="moving", moving=("a", "tau"), beta_scale="sum")
+def tr_dpo(pairs: Pairs, *, beta: Positive = 0.1, a: Share = 0.6, tau: Annotated[int, Ge(1)] = 512) -> Tensor:
+    r"""Trust-region DPO, with a moving reference (Gorbatovski et al., 2024).
+
+    DPO's $-\log\sigma(\beta(l_w-l_l))$; every $\tau$ optimizer steps the reference becomes
+    $a\theta+(1-a)\theta_{ref}$.
+
+    Watch: a run shorter than tau is plain DPO.
+
+    Differs: TRL moves the reference by `sync_ref_model`, with the same defaults.
+
+    Args:
+        beta: strength of the pull towards the reference.
+        a: the policy's share in an update of the reference; 1 copies the policy (the paper's hard update).
+        tau: optimizer steps between two updates.
+    """
+    return links.logistic(beta * margin(pairs))
+
+
+@algorithm(paper="2406.18629", reference=True, data="step_pairs", beta_scale="sum")
+def step_dpo(pairs: Pairs, *, beta: Positive = 0.5) -> Tensor:
+    r"""Step-wise DPO for chains of reasoning (Lai et al., 2024).
+
+    $-\log\sigma(\beta(l_w-l_l))$ where the prompt ends with the shared correct steps, and the completions are one
+    right and one wrong next step.
+
+    Watch: the shared steps are prompt; only the disputed step is trained on.
+
+    Args:
+        beta: strength of the pull towards the reference; the paper uses 0.4 to 0.5.
+    """
+    return links.logistic(beta * margin(pairs))
