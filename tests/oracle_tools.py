@@ -7,13 +7,16 @@ real code path in float32 log-probabilities; ours start from the same model's lo
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.util
 import math
 import tempfile
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -115,26 +118,29 @@ def pairs(model: nn.Module, reference: nn.Module | None, chosen: Batch, rejected
 # Models and other people's trainers
 
 
-@cache
 def policy() -> Any:
-    """The tiny model that is trained."""
+    """The tiny model that is trained; a new copy, because trainers patch their models."""
     return build_model("llama")
 
 
-@cache
 def reference() -> Any:
-    """A model unlike the policy: log-ratios of tens."""
+    """A new copy of a model unlike the policy: log-ratios of tens."""
     return build_model("llama", seed=1)
 
 
-@cache
 def near() -> Any:
-    """A model close to the policy: log-ratios about one, as in training."""
-    model = build_model("llama")
+    """A new copy of a model close to the policy: log-ratios about one, as in training."""
+    model = policy()
     with torch.no_grad():
         for mine, other in zip(model.parameters(), reference().parameters(), strict=True):
             mine.lerp_(other, 0.05)
     return model
+
+
+@cache
+def models(ref: Callable[[], Any] = reference) -> tuple[Any, Any]:
+    """A policy and a reference that no trainer patches."""
+    return policy(), ref()
 
 
 def trainer(kind: Any, config: Any, row: Mapping[str, Any], *, model: Any = None, **options: Any) -> Any:
@@ -151,14 +157,35 @@ def trainer(kind: Any, config: Any, row: Mapping[str, Any], *, model: Any = None
         )
 
 
+def function_of(distribution: str, path: str, name: str) -> Any:
+    """One function (``f`` or ``Class.f``) of an installed distribution, without importing what surrounds it.
+
+    Its source is compiled as it stands, with torch and typing as its only names.
+    """
+    body: list[ast.stmt] = ast.parse(_place(distribution, path).read_text()).body
+    for part in name.split("."):
+        found = [n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == part]
+        assert len(found) == 1, f"{distribution}: {path} has {len(found)} of {part}"
+        node, body = found[0], found[0].body
+    namespace: dict[str, Any] = {"torch": torch, "F": nn.functional, "nn": nn, **vars(typing)}
+    exec(compile(ast.Module([node], []), path, "exec"), namespace)
+    return namespace[node.name]
+
+
+def _place(distribution: str, path: str) -> Path:
+    place = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
+    assert place.is_file(), f"{distribution} has no file {path}"
+    return place
+
+
 def file_of(distribution: str, path: str) -> ModuleType:
     """One file of an installed distribution as a module, without importing its package.
 
     The loss files of some libraries need only torch while their packages need a training stack.
     """
-    place = importlib.metadata.distribution(distribution).locate_file(path)
-    spec = importlib.util.spec_from_file_location(f"oracle_{distribution}_{len(path)}".replace("-", "_"), str(place))
-    assert spec is not None and spec.loader is not None, f"{distribution} has no file {path}"
+    place = _place(distribution, path)
+    spec = importlib.util.spec_from_file_location(f"oracle_{distribution}_{place.stem}".replace("-", "_"), place)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -227,7 +254,7 @@ def agree(theirs: Tensor, ours: Any, model: nn.Module, *, rtol: float = 2e-5) ->
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = []
     for value in (theirs, ours):
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
         found.append(torch.cat([g.double().flatten() for g in filled]))
     assert float(found[0].norm()) > 1e-6

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-import trl
 from torch import Tensor
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from oracle_tools import (
     Batch,
@@ -32,7 +33,7 @@ from oracle_tools import (
     trainer,
 )
 from steelyard.algorithms.core import loss
-from steelyard.types import Tokens
+from steelyard.types import Pairs, Tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -42,17 +43,17 @@ SMOOTH = {"beta": "beta", "label_smoothing": "label_smoothing"}
 
 
 @cache
-def dpo_trainer(weighted: bool = False) -> Any:
-    """The trainer; WPO's weighting is a matter of its construction."""
+def dpo_trainer(ref: Callable[[], Any] = reference, weighted: bool = False) -> Any:
+    """The trainer with one of the references; WPO's weighting is a matter of its construction."""
     row = {"prompt": "w1 w2", "chosen": "w3", "rejected": "w4"}
-    return trainer(trl.DPOTrainer, trl.DPOConfig, row, ref_model=reference(), use_weighting=weighted)
+    return trainer(DPOTrainer, DPOConfig, row, ref_model=ref(), use_weighting=weighted)
 
 
 def their_loss(
     chosen: Batch,
     rejected: Batch,
     *loss_types: str,
-    ref: Any,
+    them: Any,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     loss_weights: tuple[float, ...] = (1.0,),
@@ -60,11 +61,8 @@ def their_loss(
     f_alpha_divergence_coef: float = 1.0,
     ld_alpha: float | None = None,
     discopop_tau: float = 0.05,
-    use_weighting: bool = False,
 ) -> Tensor:
     """The trainer's ``compute_loss`` at these settings, under the names of its configuration."""
-    them = dpo_trainer(use_weighting)
-    them.ref_model = ref
     them.loss_types, them.loss_weights, them.beta = list(loss_types), list(loss_weights), beta
     them.label_smoothing, them.ld_alpha, them.args.discopop_tau = label_smoothing, ld_alpha, discopop_tau
     them.f_divergence_type, them.f_alpha_divergence_coef = f_divergence_type, f_alpha_divergence_coef
@@ -103,10 +101,11 @@ def against(
     def run(given: dict[str, Any], seed: int) -> Both:
         chosen, rejected = two_sides(seed)
         shared = {their: given[our] for our, their in names.items()}
-        other = their_loss(chosen, rejected, *loss_types, ref=ref(), **shared, **theirs)
+        them = dpo_trainer(ref)
+        other = their_loss(chosen, rejected, *loss_types, them=them, **shared, **theirs)
         constant = {name: torch.full((len(chosen.ids),), value) for name, value in (columns or {}).items()}
-        view = pairs(dpo_trainer().model, ref(), chosen, rejected, **constant)
-        return scale * other, loss(key, view, reduce=True, **given, **(fixed or {})), dpo_trainer().model
+        view = pairs(them.model, them.ref_model, chosen, rejected, **constant)
+        return scale * other, loss(key, view, reduce=True, **given, **(fixed or {})), them.model
 
     return Oracle(by or f"{TRL} ({' + '.join(loss_types)}), value and gradient", run, settings)
 
@@ -117,13 +116,10 @@ SMOOTHED = grid(beta=(0.01, 0.1, 0.5), label_smoothing=(0.0, 0.1, 0.4))
 
 
 def _sft(given: dict[str, Any], seed: int) -> Both:
+    them = dpo_trainer()
     chosen, rejected = two_sides(seed)
-    view = Tokens.from_logps(*token_logps(dpo_trainer().model, chosen))
-    return (
-        their_loss(chosen, rejected, "sft", ref=reference()),
-        loss("sft", view, reduce=True),
-        dpo_trainer().model,
-    )
+    view = Tokens.from_logps(*token_logps(them.model, chosen))
+    return their_loss(chosen, rejected, "sft", them=them), loss("sft", view, reduce=True, **given), them.model
 
 
 def divergence(name: str, **theirs: Any) -> Oracle:
@@ -146,36 +142,44 @@ def alpha_divergence() -> Oracle:
 
 def _wpo(given: dict[str, Any], seed: int) -> Both:
     """TRL's weight is the product itself, the authors' (and ours) at most one: pairs below one are compared."""
-    model = dpo_trainer().model
+    them = dpo_trainer(weighted=True)
     chosen, rejected = two_sides(seed, rows=40)
-    both = pairs(model, reference(), chosen, rejected)
-    log_weight = sum(
-        ((side.token_logp - side.extra("log_sum_p2")).sum(-1) / side.n for side in (both.chosen, both.rejected)),
-        start=torch.zeros(()),
-    )
-    below = (log_weight < 0).nonzero()[:6, 0]
+    below = (log_weight(pairs(them.model, None, chosen, rejected)) < 0).nonzero()[:6, 0]
     assert len(below) == 6
     chosen, rejected = chosen.rows(below), rejected.rows(below)
-    other = their_loss(chosen, rejected, "sigmoid", ref=reference(), use_weighting=True, **given)
-    return other, loss("wpo", pairs(model, reference(), chosen, rejected), reduce=True, **given), model
+    view = pairs(them.model, them.ref_model, chosen, rejected)
+    return (
+        their_loss(chosen, rejected, "sigmoid", them=them, **given),
+        loss("wpo", view, reduce=True, **given),
+        them.model,
+    )
 
 
 def _wpo_above(given: dict[str, Any], seed: int) -> Both:
-    """Pairs whose product exceeds one have weight one: plain DPO."""
-    model = dpo_trainer().model
-    chosen, rejected = two_sides(seed, rows=5)
-    # The most probable next token everywhere, so that every token is far more probable than expected.
-    chosen, rejected = (likely(side) for side in (chosen, rejected))
-    other = their_loss(chosen, rejected, "sigmoid", ref=reference(), **given)
-    return other, loss("wpo", pairs(model, reference(), chosen, rejected), reduce=True, **given), model
+    """Greedy completions are more probable than expected: the weight is cut at one, which leaves plain DPO."""
+    them = dpo_trainer()
+    chosen, rejected = (likely(them.model, side) for side in two_sides(seed))
+    view = pairs(them.model, them.ref_model, chosen, rejected)
+    assert bool((log_weight(view) > 0).all())
+    return (
+        their_loss(chosen, rejected, "sigmoid", them=them, **given),
+        loss("wpo", view, reduce=True, **given),
+        them.model,
+    )
 
 
-def likely(batch: Batch) -> Batch:
-    """The same rows with every completion replaced by the policy's greedy one."""
+def log_weight(view: Pairs) -> Tensor:
+    """``[b]`` log of a pair's weight before it is cut."""
+    sides = [((side.token_logp - side.extra("log_sum_p2")).sum(-1) / side.n) for side in (view.chosen, view.rejected)]
+    return sides[0] + sides[1]
+
+
+def likely(model: Any, batch: Batch) -> Batch:
+    """The same rows with every completion replaced by the model's greedy one."""
     ids = batch.ids.clone()
     with torch.no_grad():
         for place in range(1, ids.shape[1]):
-            best = dpo_trainer().model(input_ids=ids, attention_mask=batch.attention).logits[:, place - 1].argmax(-1)
+            best = model(input_ids=ids, attention_mask=batch.attention).logits[:, place - 1].argmax(-1)
             ids[:, place] = torch.where(batch.completion[:, place].bool(), best, ids[:, place])
     return Batch(ids, batch.attention, batch.completion, batch.trained)
 
