@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 
-from steelyard.algorithms.core import AlgorithmSpec
+from steelyard.algorithms.core import AlgorithmSpec, initial_state
 from steelyard.config import RunConfig
 from steelyard.errors import NumericalError
 from steelyard.models.attention import base_of
 from steelyard.models.load import Policy
+from steelyard.trainer.forward import StepInput
+from steelyard.trainer.moving import MovingReference
 from steelyard.trainer.sources import Source
-from steelyard.trainer.state import load_progress, restore_optimizer, restore_weights, save_checkpoint
-from steelyard.trainer.step import StepInput, accumulate, learning_rate, make_optimizer, update
+from steelyard.trainer.state import load_extras, load_progress, restore_optimizer, restore_weights, save_checkpoint
+from steelyard.trainer.step import accumulate, learning_rate, make_optimizer, update
 
 Progress = Callable[[dict[str, Any]], None]
 MISMATCH = "sampling/sampling_logp_difference/mean"
@@ -32,6 +34,7 @@ class Loop:
     Args:
         policy: its trainable parameters are updated in place.
         source: where the groups of a step come from.
+        other: the frozen model beside the policy: a teacher, or a reference that is needed live.
         phase: a word for progress reports (``train``, ``sft``).
     """
 
@@ -43,12 +46,14 @@ class Loop:
         source: Source,
         *,
         seed: int,
+        other: Policy | None = None,
         progress: Progress | None = None,
         phase: str = "train",
     ) -> None:
         self.cfg, self.spec, self.policy, self.source = cfg, spec, policy, source
         self.seed, self.phase = seed, phase
         self.progress = progress or (lambda _: None)
+        self.moving: MovingReference | None = getattr(source, "moving", None)
         self.total = source.total_steps
         self.step = 0
         self.tokens = 0
@@ -63,6 +68,10 @@ class Loop:
             hyperparameters=cfg.algorithm.hyperparameters,
             tokens_per_microbatch=cfg.train.tokens_per_microbatch,
             temperature=cfg.rollout.temperature if spec.online else 1.0,
+            other=other,
+            top_k=cfg.teacher.top_k if cfg.teacher else None,
+            tail=bool(cfg.teacher and cfg.teacher.tail),
+            state=initial_state(spec),
         )
 
     def steps(self) -> Iterator[dict[str, float]]:
@@ -80,7 +89,8 @@ class Loop:
         torch.manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
         groups, found = self.source.groups(self.step, self.policy)
         self.policy.model.train()
-        measured = accumulate(self.inputs, groups)
+        over = self.step / max(1, self.total - 1)
+        measured = accumulate(self.inputs, groups, seed=(self.seed, self.step), progress=over)
         if measured.get(MISMATCH, 0.0) > self.cfg.rollout.max_sampler_mismatch:
             raise NumericalError(
                 f"the sampler is not the policy: their log-probabilities differ by "
@@ -90,6 +100,8 @@ class Loop:
         rate = learning_rate(self.cfg.optim, self.step, self.total)
         norm = update(self.policy, self.optimizer, self.cfg.optim, rate)
         self.step += 1
+        if self.moving is not None:
+            self.moving.follow(self.step, self.policy)
         tokens = sum(group.tokens for group in groups)
         self.tokens += tokens
         elapsed = time.perf_counter() - started
@@ -118,13 +130,21 @@ class Loop:
             "generated_tokens": generated,
             "train_seconds": self.seconds,
         }
-        return save_checkpoint(run, self.policy, self.optimizer, state, keep=self.cfg.train.save_total_limit)
+        extras = {"algorithm_state": self.inputs.state} if self.inputs.state else {}
+        if self.moving is not None:
+            extras["reference"] = self.moving.tensors()
+        keep = self.cfg.train.save_total_limit
+        return save_checkpoint(run, self.policy, self.optimizer, state, keep=keep, extras=extras)
 
     def restore(self, checkpoint: Path) -> None:
         """Continue after ``checkpoint``."""
         state = load_progress(checkpoint)
         restore_weights(checkpoint, self.policy)
         restore_optimizer(checkpoint, self.policy, self.optimizer)
+        if self.inputs.state:
+            self.inputs.state = load_extras(checkpoint, "algorithm_state")
+        if self.moving is not None:
+            self.moving.restore(load_extras(checkpoint, "reference"))
         self.step = state["global_step"]
         self.tokens = state["num_tokens"]
         self.seconds = state["train_seconds"]

@@ -23,10 +23,11 @@ from steelyard.models.load import Policy, freeze_copy, save_policy, weights_sha2
 from steelyard.models.reference import attach_reference
 from steelyard.rundir import RunDir, peak_memory_mib, reset_peak_memory, run_id
 from steelyard.trainer.loop import Loop, Progress
+from steelyard.trainer.moving import MovingReference
 from steelyard.trainer.plan import GIVEN, run_identity_of
 from steelyard.trainer.rows import TrainingRows, task_items, training_rows
-from steelyard.trainer.sources import OfflineSource, OnlineSource, Source
-from steelyard.trainer.stages import ensure_stages, load_start, reference_store, stage_facts
+from steelyard.trainer.sources import OfflineSource, OnlineSource, Source, attach_now
+from steelyard.trainer.stages import ensure_stages, load_start, load_teacher, reference_store, stage_facts
 from steelyard.trainer.state import checkpoints
 from steelyard.types import Group
 
@@ -107,7 +108,7 @@ class _Run:
         self.cfg, self.spec, self.run, self.cache, self.stages = cfg, spec, run, cache, stages
         self.progress = progress or (lambda _: None)
         self.started = started
-        self.head = "score" if spec.family == "Scores" else "lm"
+        self.head = spec.head
         self.adapter = cfg.lora is not None and spec.loss is not None
         self.watch_seconds = 0.0
 
@@ -163,7 +164,9 @@ class _Run:
         source = self._source(rows, start)
         # From here on the start is the policy: whoever needs the policy at step 0 has taken a copy or values.
         policy = start
-        loop = Loop(self.cfg, self.spec, policy, source, seed=self.cfg.seed, progress=self.progress)
+        loop = Loop(
+            self.cfg, self.spec, policy, source, seed=self.cfg.seed, other=self._other(start), progress=self.progress
+        )
         if checkpoint is not None:
             loop.restore(checkpoint)
         self.run.truncate_metrics(loop.step)
@@ -192,7 +195,12 @@ class _Run:
         if not self.spec.online:
             attach = (lambda groups: self._attach(start, groups)) if wanted else None
             return OfflineSource(
-                rows.groups, self.cfg.train, seed=self.cfg.seed, attach=attach, mismatch=self.spec.mismatched
+                rows.groups,
+                self.cfg.train,
+                seed=self.cfg.seed,
+                attach=attach,
+                mismatch=self.spec.mismatched,
+                moving=self._moving(start),
             )
         rewards = [(r.name, r.weight) for r in self.cfg.rewards] or [(self._verifier(), 1.0)]
         return OnlineSource(
@@ -204,6 +212,19 @@ class _Run:
             seed=self.cfg.seed,
             reference=freeze_copy(start) if wanted else None,
         )
+
+    def _other(self, start: Policy) -> Policy | None:
+        """The frozen model beside the policy: a teacher's distribution, or the start's over the vocabulary."""
+        if self.spec.family == "Distill":
+            return load_teacher(self.cfg, start)
+        return freeze_copy(start) if "ref_kl" in self.spec.extras else None
+
+    def _moving(self, start: Policy) -> MovingReference | None:
+        if self.spec.moving is None:
+            return None
+        share, interval = (self.cfg.algorithm.hyperparameters[name] for name in self.spec.moving)
+        budget = self.cfg.train.tokens_per_microbatch
+        return MovingReference(start, share, interval, lambda policy, groups: attach_now(policy, groups, budget))
 
     def _verifier(self) -> Any:
         """The default reward: what also judges the task's answers in evaluation and in generated data."""

@@ -23,6 +23,7 @@ from steelyard.models.logprobs import token_logprobs
 from steelyard.models.reference import attach_reference
 from steelyard.rewards.core import Reward, score
 from steelyard.rollout.sampler import NativeSampler, SamplingParams
+from steelyard.trainer.moving import MovingReference
 from steelyard.trainer.rows import mismatched, with_leaf
 from steelyard.types import Group
 
@@ -51,7 +52,13 @@ Attach = Callable[[Sequence[Group]], list[Group]]
 
 
 class OfflineSource:
-    """Rows in a seeded order; each epoch is another permutation."""
+    """Rows in a seeded order; each epoch is another permutation.
+
+    Args:
+        attach: reference log-probabilities of all rows, once.
+        mismatch: every prompt gets another row's completion as an untrained leaf.
+        moving: a reference that follows the policy; its log-probabilities are computed at every step.
+    """
 
     def __init__(
         self,
@@ -61,9 +68,11 @@ class OfflineSource:
         seed: int,
         attach: Attach | None = None,
         mismatch: bool = False,
+        moving: MovingReference | None = None,
     ) -> None:
         if not groups:
             raise DataError("there are no training rows left")
+        self.moving = moving
         self.rows = list(groups) if attach is None else attach(groups)
         self.order = StepOrder(len(self.rows), train.prompts_per_step, seed)
         self.total_steps = total_steps(len(self.rows), train)
@@ -89,6 +98,8 @@ class OfflineSource:
         groups = self._rows_of(step)
         if self.leaves is not None:
             groups = [with_leaf(g, leaf) for g, leaf in zip(groups, self.leaves[step], strict=True)]
+        if self.moving is not None:
+            groups = self.moving.attach(groups)
         return groups, {}
 
 
@@ -178,11 +189,15 @@ class OnlineSource:
 
     def _attach(self, groups: list[Group]) -> list[Group]:
         assert self.reference is not None
-        flat = _logps(self.reference, groups, self.train.tokens_per_microbatch, self.rollout.temperature)
-        return attach_reference(groups, _per_completion(groups, flat))
+        return attach_now(self.reference, groups, self.train.tokens_per_microbatch, self.rollout.temperature)
 
 
-def _logps(policy: Policy, groups: list[Group], budget: int, temperature: float) -> list[torch.Tensor]:
+def attach_now(policy: Policy, groups: Sequence[Group], budget: int, temperature: float = 1.0) -> list[Group]:
+    """The groups with ``policy``'s log-probabilities as reference, computed here and now (no cache)."""
+    return attach_reference(groups, _per_completion(groups, _logps(policy, groups, budget, temperature)))
+
+
+def _logps(policy: Policy, groups: Sequence[Group], budget: int, temperature: float) -> list[torch.Tensor]:
     """Log-probabilities of all trained tokens without gradients, one tensor per micro-batch."""
     with policy.measuring() as model:
         return [
@@ -191,7 +206,7 @@ def _logps(policy: Policy, groups: list[Group], budget: int, temperature: float)
         ]
 
 
-def _per_completion(groups: list[Group], flat: list[torch.Tensor]) -> list[tuple[np.ndarray, ...]]:
+def _per_completion(groups: Sequence[Group], flat: list[torch.Tensor]) -> list[tuple[np.ndarray, ...]]:
     values = torch.cat(flat).cpu().numpy()
     result, start = [], 0
     for group in groups:

@@ -19,9 +19,9 @@ import numpy as np
 from steelyard.algorithms.core import algorithms
 from steelyard.config import AlgorithmConfig, RunConfig
 from steelyard.data.render import completion_text, prompt_ids
-from steelyard.errors import DataError, RunError
+from steelyard.errors import ConfigError, DataError, ModelError, RunError
 from steelyard.files import atomic_write, read_jsonl
-from steelyard.models.load import Policy, load_policy
+from steelyard.models.load import Policy, load_policy, tokenizer_sha256
 from steelyard.models.reference import ReferenceCache
 from steelyard.rollout.sampler import NativeSampler, SamplingParams
 from steelyard.trainer.plan import Kind, StageSpec, plan_stages
@@ -89,6 +89,26 @@ def load_start(cfg: RunConfig, cache: Path, *, adapter: bool = False, head: Any 
         tokenizer = trained_tokenizer(cfg)
     lora = cfg.lora if adapter else None
     return load_policy(cfg.model, lora, head=head, seed=cfg.seed, directory=directory, tokenizer=tokenizer)
+
+
+def load_teacher(cfg: RunConfig, student: Policy) -> Policy:
+    """The recipe's teacher, frozen.
+
+    Raises:
+        ConfigError: there is none.
+        ModelError: its tokenizer is another one than the student's.
+    """
+    if cfg.teacher is None:
+        raise ConfigError(f"algorithm '{cfg.algorithm.name}' learns from a teacher: add `teacher: MODEL` to the recipe")
+    model = cfg.model.model_copy(update={"name_or_path": cfg.teacher.name_or_path, "init": "pretrained"})
+    teacher = load_policy(model.model_copy(update={"train_tokenizer": None}), None, head="lm", seed=cfg.seed)
+    if tokenizer_sha256(teacher.tokenizer) != tokenizer_sha256(student.tokenizer):
+        raise ModelError(
+            f"teacher: the tokenizer of '{cfg.teacher.name_or_path}' is not that of the policy; both must name the "
+            "same tokens"
+        )
+    teacher.model.requires_grad_(False)
+    return teacher
 
 
 def trained_tokenizer(cfg: RunConfig) -> Any:

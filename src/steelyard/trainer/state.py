@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,28 @@ _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
 def save_checkpoint(
-    run: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: dict[str, Any], *, keep: int | None
+    run: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    *,
+    keep: int | None,
+    extras: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write ``checkpoint-<global_step>`` atomically and drop the oldest beyond ``keep``.
 
-    ``progress`` must hold ``global_step``; it becomes ``trainer_state.json``.
+    ``progress`` must hold ``global_step``; it becomes ``trainer_state.json``.  ``extras`` are further named
+    tensors (an algorithm's running state, a moving reference), one ``<name>.safetensors`` each.
     """
     target = run / f"checkpoint-{progress['global_step']}"
     with atomic_directory(target) as temporary:
         save_policy(policy, temporary)
         save_file(_optimizer_tensors(policy, optimizer), temporary / "optimizer.safetensors")
+        for name, tensors in (extras or {}).items():
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+                temporary / f"{name}.safetensors",
+            )
         (temporary / "trainer_state.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
     if keep is not None:
         for _, old in checkpoints(run)[:-keep]:
@@ -53,6 +66,14 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 def load_progress(checkpoint: Path) -> dict[str, Any]:
     """The progress that :func:`save_checkpoint` was given."""
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+def load_extras(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
+    """Further tensors of a checkpoint; raises :class:`RunError` when it has none of that name."""
+    path = checkpoint / f"{name}.safetensors"
+    if not path.is_file():
+        raise RunError(f"{checkpoint}: the checkpoint holds no {path.name}, which this algorithm continues from")
+    return load_file(path)
 
 
 def restore_weights(checkpoint: Path, policy: Policy) -> None:

@@ -3,6 +3,7 @@
 Packing only distributes the step's groups over micro-batches; every mean has the whole step's denominator
 (:class:`steelyard.algorithms.core.Counts`), so that the gradient does not depend on the split.  Coupled
 algorithms see the step twice: a first pass without gradients for their statistics, then the micro-batches.
+A running state is read by that first pass and replaced once the step has been computed.
 """
 
 from __future__ import annotations
@@ -10,44 +11,29 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from steelyard.algorithms.core import AlgorithmSpec, coupled_stats, evaluate_loss, reduce_terms
+from steelyard.algorithms.core import coupled_stats, evaluate_loss, items_of, next_state, reduce_terms
 from steelyard.config import OptimConfig
-from steelyard.data.packing import PackedBatch, pack
+from steelyard.data.packing import pack
 from steelyard.errors import NumericalError
 from steelyard.models.load import Policy
-from steelyard.models.logprobs import completion_scores, token_logprobs
-from steelyard.trainer.views import build_view, diagnostics, step_counts
+from steelyard.trainer.forward import StepInput, embedding_noise, forward_view
+from steelyard.trainer.views import diagnostics, step_counts
 from steelyard.types import Group, View
 
 
-@dataclass
-class StepInput:
-    """What stays the same from step to step."""
-
-    policy: Policy
-    spec: AlgorithmSpec
-    hyperparameters: dict[str, Any]
-    tokens_per_microbatch: int
-    temperature: float = 1.0
-
-
-def forward_view(inputs: StepInput, batch: PackedBatch) -> Any:
-    """Forward one micro-batch and build the algorithm's view of it."""
-    model = inputs.policy.model
-    if inputs.spec.family == "Scores":
-        return build_view("Scores", batch, completion_scores(model, batch))
-    outputs = token_logprobs(model, batch, temperature=inputs.temperature)
-    return build_view(inputs.spec.family, batch, outputs.logp)
-
-
-def accumulate(inputs: StepInput, groups: Sequence[Group]) -> dict[str, float]:
+def accumulate(
+    inputs: StepInput, groups: Sequence[Group], *, seed: Sequence[int] = (0, 0), progress: float = 0.0
+) -> dict[str, float]:
     """Add the gradient of the step's loss to the parameters; returns the loss, its terms and diagnostics.
+
+    Args:
+        seed: (seed, step): whatever is drawn at random in this step is a function of it.
+        progress: share of the training that is over, for schedules.
 
     Raises:
         NumericalError: a loss term is NaN or infinite; names the groups of the micro-batch.
@@ -58,19 +44,30 @@ def accumulate(inputs: StepInput, groups: Sequence[Group]) -> dict[str, float]:
         for batch in pack(groups, inputs.tokens_per_microbatch, padded=not inputs.policy.packed)
     ]
     counts = step_counts(spec, groups)
+    schedule = {"progress": torch.tensor(progress)}
     stats: dict[str, Tensor] | None = None
+
+    def coupled(view: View) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed((seed[0] * 1_000_003 + seed[1]) % 2**63)
+        return coupled_stats(spec, view.with_stats(schedule), hp, state=inputs.state, generator=generator)
+
     if spec.coupled is not None and len(batches) > 1:
         with torch.no_grad():
             whole = View.concat([forward_view(inputs, batch).detach() for batch in batches])
-        stats = coupled_stats(spec, whole, hp)
+        stats = coupled(whole)
 
+    done = 0
     totals: dict[str, float] = defaultdict(float)
     items: dict[str, list[Tensor]] = defaultdict(list)
     for batch in batches:
-        view = forward_view(inputs, batch)
-        if spec.coupled is not None:
-            # A step of one micro-batch is its own whole: the first pass would repeat the same forward.
-            view = view.with_stats(coupled_stats(spec, view, hp) if stats is None else stats)
+        alpha = hp[spec.noise] if spec.noise else 0.0
+        with embedding_noise(inputs.policy.model, batch, alpha, seed) if alpha else nullcontext():
+            view = forward_view(inputs, batch)
+        if spec.coupled is not None and stats is None:
+            # A step of one micro-batch is its own whole: a first pass would repeat the same forward.
+            stats = coupled(view)
+        view = view.with_stats(schedule | items_of(stats or {}, done, view.items))
+        done += view.items
         loss, parts = reduce_terms(evaluate_loss(spec, view, hp), view, spec.reduce, counts)
         if not bool(torch.isfinite(loss)):
             named = {name: float(part) for name, part in parts.items()} or {"loss": float(loss)}
@@ -85,6 +82,8 @@ def accumulate(inputs: StepInput, groups: Sequence[Group]) -> dict[str, float]:
             totals[f"loss/{name}"] += float(part.detach())
         for name, values in diagnostics(view).items():
             items[name].append(values.detach())
+    if inputs.state:
+        inputs.state = next_state(inputs.state, stats or {})
     joined = {name: torch.cat(values).double() for name, values in items.items() if sum(map(len, values))}
     return {**totals, **{n: float(v.max() if n.endswith("/max") else v.mean()) for n, v in joined.items()}}
 

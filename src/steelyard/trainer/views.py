@@ -5,7 +5,8 @@ The flat order everywhere is: groups in order, their completions in order, train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 from steelyard.algorithms.core import AlgorithmSpec, Counts
 from steelyard.data.packing import PackedBatch
 from steelyard.errors import DataError
-from steelyard.types import Group, Pairs, Rollouts, Scores, Sequences, Tokens, Unpaired
+from steelyard.models.logprobs import Distributions
+from steelyard.types import Distill, Group, Pairs, Ranked, Rollouts, Scores, Sequences, Tokens, TokenScores, Unpaired
 
 # --------------------------------------------------------------------------------------------------
 # Bookkeeping
@@ -46,6 +48,17 @@ class Flat:
         padded = empty.index_copy(0, torch.from_numpy(target).to(values.device), rows)
         return padded.view(len(chosen), width), mask
 
+    def pad_rows(self, values: Tensor, chosen: np.ndarray) -> Tensor:
+        """Flat rows ``[n, v]`` -> ``[b, t, v]`` of the chosen completions, zero-padded."""
+        lengths = self.lengths[chosen]
+        shown = np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
+        starts = self.starts[chosen]
+        source = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)] or [[]])
+        rows = values.index_select(0, torch.from_numpy(source.astype(np.int64)).to(values.device))
+        empty = values.new_zeros(shown.size, values.shape[-1])
+        place = torch.from_numpy(np.flatnonzero(shown)).to(values.device)
+        return empty.index_copy(0, place, rows).view(*shown.shape, values.shape[-1])
+
     def token_column(self, name: str, like: Tensor) -> Tensor | None:
         """A token column of all groups as flat values; None when no group has it."""
         have = [name in g.token_columns for g in self.groups]
@@ -68,39 +81,83 @@ class Flat:
             values.append(group.completion_columns[name][self.index[i]])
         return np.asarray(values)
 
+    def group_columns(self, names: Sequence[str], like: Tensor) -> dict[str, Tensor]:
+        """Declared columns ``[groups]``."""
+        for name in names:
+            missing = next((g.key for g in self.groups if name not in g.columns), None)
+            if missing is not None:
+                raise DataError(f"group {missing}: the column '{name}' is missing")
+        return {name: self.tensor([float(g.columns[name]) for g in self.groups], like) for name in names}
 
-def sequences(flat: Flat, logp: Tensor, chosen: np.ndarray) -> Sequences:
-    """The :class:`Sequences` of the chosen completions, with reference log-probabilities where attached."""
-    padded, mask = flat.pad(logp, chosen)
-    ref = flat.token_column("ref", logp)
-    return Sequences.of_tokens(padded, mask, None if ref is None else flat.pad(ref, chosen)[0])
+    @staticmethod
+    def tensor(values: Any, like: Tensor) -> Tensor:
+        """Numbers on the device and of the type of ``like``."""
+        return torch.as_tensor(np.asarray(values)).to(device=like.device, dtype=like.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Micro:
+    """One micro-batch after its forward pass; token values ``[n]`` in the flat order."""
+
+    spec: AlgorithmSpec
+    flat: Flat
+    logp: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
+    """``[K]`` of completions, or ``[n, c]`` of tokens."""
+    distributions: Distributions | None = None
+
+    def sequences(self, chosen: np.ndarray, *, detach: bool = False) -> Sequences:
+        """The :class:`Sequences` of the chosen completions, with reference log-probabilities where attached."""
+        assert self.logp is not None
+        logp = self.logp.detach() if detach else self.logp
+        padded, mask = self.flat.pad(logp, chosen)
+        ref = self.flat.token_column("ref", logp)
+        extras = {name: self.flat.pad(values, chosen)[0] for name, values in self.extras.items()}
+        return Sequences.of_tokens(padded, mask, None if ref is None else self.flat.pad(ref, chosen)[0], extras)
+
+    def columns(self, like: Tensor) -> dict[str, Tensor]:
+        """The declared columns, one value per group."""
+        return self.flat.group_columns(self.spec.columns, like)
 
 
 # --------------------------------------------------------------------------------------------------
 # Views
 
 
-def build_view(family: str, batch: PackedBatch, values: Tensor) -> Any:
+def build_view(
+    spec: AlgorithmSpec,
+    batch: PackedBatch,
+    *,
+    logp: Tensor | None = None,
+    extras: Mapping[str, Tensor] | None = None,
+    scores: Tensor | None = None,
+    distributions: Distributions | None = None,
+) -> Any:
     """The view of one micro-batch.
 
-    ``values``: the trained tokens' log-probabilities ``[n]`` in the flat order, or for ``Scores`` the
-    completions' scores ``[K]``.
+    Args:
+        logp: ``[n]`` log-probabilities of the trained tokens, in the flat order; ``extras`` likewise.
+        scores: a head's scores: ``[K]`` of completions, or ``[n, c]`` of tokens.
+        distributions: of student and teacher.
     """
-    return _BUILDERS[family](Flat(batch.groups), values)
+    return _BUILDERS[spec.family](Micro(spec, Flat(batch.groups), logp, extras or {}, scores, distributions))
 
 
-def _tokens(flat: Flat, logp: Tensor) -> Tokens:
-    return Tokens(sequences(flat, logp, np.flatnonzero(flat.trained)))
+def _tokens(micro: Micro) -> Tokens:
+    return Tokens(micro.sequences(np.flatnonzero(micro.flat.trained)))
 
 
-def _pairs(flat: Flat, logp: Tensor) -> Pairs:
-    chosen, rejected = _sides(flat)
-    return Pairs(sequences(flat, logp, chosen), sequences(flat, logp, rejected))
+def _pairs(micro: Micro) -> Pairs:
+    chosen, rejected = (micro.sequences(side) for side in _sides(micro.flat))
+    return Pairs(chosen, rejected, micro.columns(chosen.logp))
 
 
-def _scores(flat: Flat, scores: Tensor) -> Scores:
-    chosen, rejected = (torch.from_numpy(side).to(scores.device) for side in _sides(flat))
-    return Scores(scores.index_select(0, chosen), scores.index_select(0, rejected))
+def _scores(micro: Micro) -> Scores:
+    assert micro.scores is not None
+    sides = (torch.from_numpy(side).to(micro.scores.device) for side in _sides(micro.flat))
+    chosen, rejected = (micro.scores.index_select(0, side) for side in sides)
+    return Scores(chosen, rejected, micro.columns(chosen))
 
 
 def _sides(flat: Flat) -> tuple[np.ndarray, np.ndarray]:
@@ -110,54 +167,136 @@ def _sides(flat: Flat) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(flat.index == 0), np.flatnonzero(flat.index == 1)
 
 
-def _unpaired(flat: Flat, logp: Tensor) -> Unpaired:
-    trained = np.flatnonzero(flat.trained)
-    other = np.flatnonzero(~flat.trained)
+def _unpaired(micro: Micro) -> Unpaired:
+    flat = micro.flat
+    trained, other = np.flatnonzero(flat.trained), np.flatnonzero(~flat.trained)
+    completions = micro.sequences(trained)
     return Unpaired(
-        completions=sequences(flat, logp, trained),
-        label=torch.from_numpy(flat.completion_column("label", trained).astype(bool)).to(logp.device),
-        mismatched=sequences(flat, logp.detach(), other) if len(other) else None,
+        completions=completions,
+        label=torch.from_numpy(flat.completion_column("label", trained).astype(bool)).to(completions.logp.device),
+        mismatched=micro.sequences(other, detach=True) if len(other) else None,
     )
 
 
-def _rollouts(flat: Flat, logp: Tensor) -> Rollouts:
+def _ranked(micro: Micro) -> Ranked:
+    """Lists ``[b, k]`` of the groups' completions, padded to the longest."""
+    flat = micro.flat
+    trained = np.flatnonzero(flat.trained)
+    sizes = np.array([sum(g.trained) for g in flat.groups], dtype=np.int64)
+    present = np.arange(sizes.max(initial=0))[None, :] < sizes[:, None]
+    place = torch.from_numpy(np.flatnonzero(present))
+
+    def spread(values: Tensor) -> Tensor:
+        empty = values.new_zeros(present.size)
+        return empty.index_copy(0, place.to(values.device), values).view(present.shape)
+
+    one = micro.scores if micro.scores is not None else micro.logp
+    assert one is not None
+    rewards = spread(flat.tensor(flat.completion_column("score", trained), one))
+    shown = torch.from_numpy(present).to(one.device)
+    columns = micro.columns(one)
+    if micro.scores is not None:
+        index = torch.from_numpy(trained).to(one.device)
+        return Ranked.from_scores(spread(one.index_select(0, index)), rewards, present=shown, **columns)
+    found = micro.sequences(trained)
+    ref = None if found.ref_or_none is None else spread(found.ref)
+    return Ranked.from_logps(
+        spread(found.logp), ref, spread(found.length.to(one.dtype)), rewards, present=shown, **columns
+    )
+
+
+def _token_scores(micro: Micro) -> TokenScores:
+    flat, scores = micro.flat, micro.scores
+    assert scores is not None
+    trained = np.flatnonzero(flat.trained)
+    padded = torch.stack([flat.pad(channel, trained)[0] for channel in scores.unbind(-1)], -1)
+    logp = None if micro.logp is None else flat.pad(micro.logp, trained)[0]
+    if micro.spec.head == "token_labels":
+        found = flat.token_column("step_label", scores)
+        if found is None:
+            raise DataError(f"group {flat.groups[0].key}: the token column 'step_label' is missing")
+        labels, mask = flat.pad(found, trained)
+        return TokenScores.from_scores(padded, labels.nan_to_num(0.0), mask & ~labels.isnan(), logp)
+    _, mask = flat.pad(scores[:, 0], trained)
+    labels = flat.tensor(flat.completion_column("label", trained), scores)
+    return TokenScores.from_scores(padded, labels, mask, logp)
+
+
+def _distill(micro: Micro) -> Distill:
+    flat, found = micro.flat, micro.distributions
+    assert found is not None
+    trained = np.flatnonzero(flat.trained)
+    logp, mask = flat.pad(found.logp, trained)
+    old = flat.token_column("old", found.logp)
+    behaviour = flat.token_column("behaviour", found.logp)
+    owns = all("own" in g.completion_columns for g in flat.groups)
+    own = flat.completion_column("own", trained) if owns else np.zeros(len(trained), dtype=bool)
+    return Distill(
+        student=flat.pad_rows(found.student, trained),
+        teacher=flat.pad_rows(found.teacher, trained).detach(),
+        logp=logp,
+        teacher_logp=flat.pad(found.teacher_logp, trained)[0].detach(),
+        old=logp.detach() if old is None else flat.pad(old, trained)[0],
+        mask=mask,
+        own=torch.from_numpy(own.astype(bool)).to(logp.device),
+        columns={} if behaviour is None else {"behaviour": flat.pad(behaviour, trained)[0]},
+    )
+
+
+def _rollouts(micro: Micro) -> Rollouts:
+    flat, logp = micro.flat, micro.logp
+    assert logp is not None
     chosen = np.flatnonzero(flat.trained)
     padded, mask = flat.pad(logp, chosen)
-    ref, old = flat.token_column("ref", logp), flat.token_column("old", logp)
-    behaviour = flat.token_column("behaviour", logp)
-    to = {"device": logp.device, "dtype": logp.dtype}
+    token = {name: flat.token_column(name, logp) for name in ("ref", "old", "behaviour")}
+    values = {name: flat.pad(column, chosen)[0] for name, column in token.items() if column is not None}
+    columns = {"behaviour": values["behaviour"]} if "behaviour" in values else {}
+    for name in micro.spec.columns:
+        columns[name] = flat.tensor(flat.completion_column(name, chosen), logp)
+    advantage = None
+    if micro.spec.advantage is not None:
+        advantage = flat.tensor(flat.completion_column("advantage", chosen), logp)
     return Rollouts.from_logps(
         logp=padded,
         # One update per rollout batch: the policy that the update starts from is the policy itself.
-        old=padded.detach() if old is None else flat.pad(old, chosen)[0],
+        old=values.get("old", padded.detach()),
         mask=mask,
-        rewards=torch.as_tensor(flat.completion_column("reward", chosen), **to),
+        rewards=flat.tensor(flat.completion_column("reward", chosen), logp),
         groups=torch.from_numpy(flat.owner[chosen]).to(logp.device),
-        ref=None if ref is None else flat.pad(ref, chosen)[0],
-        advantage=torch.as_tensor(flat.completion_column("advantage", chosen), **to),
-        **({} if behaviour is None else {"behaviour": flat.pad(behaviour, chosen)[0]}),
+        ref=values.get("ref"),
+        advantage=advantage,
+        **columns,
     )
 
 
-_BUILDERS: dict[str, Callable[[Flat, Tensor], Any]] = {
+_BUILDERS: dict[str, Callable[[Micro], Any]] = {
     "Tokens": _tokens,
     "Pairs": _pairs,
     "Scores": _scores,
     "Unpaired": _unpaired,
+    "Ranked": _ranked,
     "Rollouts": _rollouts,
+    "TokenScores": _token_scores,
+    "Distill": _distill,
 }
 
 
 def step_counts(spec: AlgorithmSpec, groups: Sequence[Group]) -> Counts:
     """The global denominators of a step, known before any forward pass."""
     trained = [
-        int(mask.sum())
+        _labelled(group, index) if spec.head == "token_labels" else int(mask.sum())
         for group in groups
         for index, (mask, wanted) in enumerate(zip(group.masks, group.trained, strict=True))
         if wanted and (spec.family != "Pairs" or index == 0)
     ]
-    items = len(groups) if spec.family in ("Pairs", "Scores") else len(trained)
+    items = len(groups) if spec.family in ("Pairs", "Scores", "Ranked") else len(trained)
     return Counts(items=float(items), tokens=float(sum(trained)))
+
+
+def _labelled(group: Group, index: int) -> int:
+    """Trained tokens of a completion that carry a step label."""
+    labels = np.asarray(group.token_columns["step_label"][index])
+    return int((~np.isnan(labels) & np.asarray(group.masks[index], dtype=bool)).sum())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -171,21 +310,7 @@ def diagnostics(view: Any) -> dict[str, Tensor]:
     betas, or none, are measured with one ruler.
     """
     with torch.no_grad():
-        if isinstance(view, Tokens):
-            return {"logps/mean": view.completions.mean}
-        if isinstance(view, Pairs):
-            return _pair_diagnostics(view)
-        if isinstance(view, Unpaired):
-            return _unpaired_diagnostics(view)
-        if isinstance(view, Rollouts):
-            return _rollout_diagnostics(view)
-        margin = view.chosen - view.rejected
-        return {
-            "rewards/chosen": view.chosen,
-            "rewards/rejected": view.rejected,
-            "rewards/margins": margin,
-            "rewards/accuracies": _wins(margin),
-        }
+        return _DIAGNOSTICS[type(view)](view)
 
 
 def _wins(margin: Tensor) -> Tensor:
@@ -235,3 +360,51 @@ def _rollout_diagnostics(view: Rollouts) -> dict[str, Tensor]:
         values["sampling/sampling_logp_difference/mean"] = gap.sum(-1) / count
         values["sampling/sampling_logp_difference/max"] = gap.amax(-1)
     return values
+
+
+def _score_diagnostics(view: Scores) -> dict[str, Tensor]:
+    margin = view.chosen - view.rejected
+    return {
+        "rewards/chosen": view.chosen,
+        "rewards/rejected": view.rejected,
+        "rewards/margins": margin,
+        "rewards/accuracies": _wins(margin),
+    }
+
+
+def _ranked_diagnostics(view: Ranked) -> dict[str, Tensor]:
+    """How often the completion with the highest reward has the highest score (or implicit reward)."""
+    implicit = view.logp_or_none if view.ref_or_none is None else view.logratio
+    values = view.score if implicit is None else implicit
+    if not values.numel():
+        return {}
+    lowest = torch.finfo(values.dtype).min
+    best = view.rewards.masked_fill(~view.present, lowest).argmax(-1)
+    return {"rewards/accuracies": (values.masked_fill(~view.present, lowest).argmax(-1) == best).to(values.dtype)}
+
+
+def _token_score_diagnostics(view: TokenScores) -> dict[str, Tensor]:
+    """Accuracy of the labels, per completion over its labelled tokens; scores of one output are cut at one half."""
+    said = view.scores.argmax(-1) if view.scores.shape[-1] > 1 else view.score > 0.5
+    right = ((said == view.labels) & view.mask).to(view.scores.dtype)
+    some = view.mask.any(-1)
+    return {"rewards/accuracies": (right.sum(-1) / view.mask.sum(-1).clamp(min=1))[some]}
+
+
+def _distill_diagnostics(view: Distill) -> dict[str, Tensor]:
+    student, teacher = view.at()
+    count = view.mask.sum(-1).clamp(min=1)
+    kl = (teacher.exp() * (teacher - student)).sum(-1) * view.mask
+    return {"logps/mean": view.logp.sum(-1) / count, "kl/teacher": kl.sum(-1) / count}
+
+
+_DIAGNOSTICS: dict[type, Callable[[Any], dict[str, Tensor]]] = {
+    Tokens: lambda view: {"logps/mean": view.completions.mean},
+    Pairs: _pair_diagnostics,
+    Unpaired: _unpaired_diagnostics,
+    Ranked: _ranked_diagnostics,
+    Rollouts: _rollout_diagnostics,
+    Scores: _score_diagnostics,
+    TokenScores: _token_score_diagnostics,
+    Distill: _distill_diagnostics,
+}

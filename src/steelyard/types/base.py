@@ -78,8 +78,8 @@ class View:
         return self.stats.get("progress", torch.zeros(()))
 
     def column(self, name: str) -> Tensor:
-        """A declared column ``[b]`` of the rows; :class:`DataError` when the view was built without it."""
-        return needed(self.columns.get(name), f"the column '{name}'")
+        """A declared column ``[b]`` of the rows, detached; :class:`DataError` when the view was built without it."""
+        return needed(self.columns.get(name), f"the column '{name}'").detach()
 
     @property
     def token_mask_or_none(self) -> Tensor | None:

@@ -82,7 +82,7 @@ class TokenScores(View):
     def last(self) -> Tensor:
         """``[b, 1]`` index of the last labelled token."""
         place = torch.arange(self.mask.shape[1], device=self.mask.device)
-        return (place * self.mask).amax(-1, keepdim=True)
+        return torch.nn.functional.pad(place * self.mask, (1, 0)).amax(-1, keepdim=True)  # padded: t may be 0
 
     @property
     def items(self) -> int:
