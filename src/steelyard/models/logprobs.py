@@ -110,7 +110,8 @@ def token_logprobs(
         return found
 
     values = _chunked(score, hidden_states(model, batch).index_select(0, batch.predict), inputs, chunk)
-    return TokenOutputs(**dict(zip((*names, *(["ref_kl"] if theirs else [])), values, strict=True)))
+    found: dict[str, Tensor] = dict(zip((*names, *(["ref_kl"] if theirs else [])), values, strict=True))
+    return TokenOutputs(**found)
 
 
 def token_distributions(

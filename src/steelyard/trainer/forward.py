@@ -80,7 +80,9 @@ def embedding_noise(model: nn.Module, batch: PackedBatch, alpha: float, seed: Se
     key, so that no split into micro-batches changes it.
     """
     embedding = base_of(model).get_input_embeddings()
-    width = embedding.weight.shape[1]  # type: ignore[union-attr,index]
+    weight = embedding.weight
+    assert isinstance(weight, Tensor)
+    width = weight.shape[1]
     rows = torch.cat([_noise_of(group, width, alpha, seed) for group in batch.groups])
     if isinstance(batch.layout, PaddedLayout):
         present = batch.layout.attention_mask.bool().cpu()

@@ -14,4 +14,17 @@ FAMILIES: dict[str, type[View]] = {
 }
 """Every family view by class name; the annotation of an algorithm's first argument is one of them."""
 
-__all__ = ["FAMILIES", "Group", "Sequences", "View", *FAMILIES]
+__all__ = [
+    "FAMILIES",
+    "Distill",
+    "Group",
+    "Pairs",
+    "Ranked",
+    "Rollouts",
+    "Scores",
+    "Sequences",
+    "TokenScores",
+    "Tokens",
+    "Unpaired",
+    "View",
+]
