@@ -45,7 +45,7 @@ from steelyard.algorithms.core import (
     view_counts,
 )
 from steelyard.algorithms.policy import clipped_surrogate, kl_k3
-from steelyard.algorithms.preference import log_odds
+from steelyard.algorithms.referencefree import log_odds
 from steelyard.errors import DataError
 from steelyard.types import Pairs, Rollouts, Scores, Tokens, Unpaired, View
 
@@ -213,6 +213,8 @@ def test_closed_form_where_the_policy_is_the_reference(name: str, hp: dict[str, 
 @every_case
 def test_gradient_agrees_with_finite_differences(name: str, hp: dict[str, Any]) -> None:
     spec = algorithms.get(name)
+    if "gradient" in ROWS[name].exceptions:
+        pytest.skip(ROWS[name].exceptions["gradient"])
     raw = inputs_of(spec, items=3)
     values, policy = settings(spec, hp), policy_inputs(spec)
     stats = coupled_stats(spec, build(spec, raw), values, generator=seeded()) if spec.coupled else {}
@@ -249,6 +251,9 @@ def test_a_nan_in_the_reference_reaches_the_loss_iff_one_is_declared(name: str, 
     for key in (key for key in REFERENCE[kind_of(spec)] if key not in ("old", "mismatched_ref")):
         poisoned = raw | {key: raw[key].clone()}
         poisoned[key][2][raw[mask_of(key)][2].nonzero()[0]] = float("nan")  # one token of one item is enough
+        if spec.family == "Distill":  # the teacher stands where the reference stands
+            assert bool(total(spec, poisoned, hp).isnan())
+            continue
         assert bool(total(spec, poisoned, hp).isnan()) == used
         without = {name: value for name, value in raw.items() if not name.startswith("ref")}
         if used:
@@ -276,6 +281,8 @@ def test_repeating_every_token_changes_nothing_iff_length_normalized(name: str) 
     if spec.family in ("Scores", "Ranked", "TokenScores"):
         assert not spec.length_normalized  # scores and lists have no tokens to repeat
         return
+    if "repeating" in ROWS[name].exceptions:
+        pytest.skip(ROWS[name].exceptions["repeating"])
     twice = {key: v.repeat_interleave(2, 1) if v.dim() > 1 else v for key, v in raw.items()}
     once, again = total(spec, raw, {}), total(spec, twice, {})
     assert torch.allclose(once, again, rtol=1e-12) == spec.length_normalized

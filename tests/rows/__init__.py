@@ -30,7 +30,8 @@ class Row:
     exceptions: Mapping[str, str] = field(default_factory=dict)
     """Properties that this method does not have by its theory, and why: ``direction`` (the loss falls when the
     better completion becomes likelier), ``doubling`` (twice the tokens are twice the beta), ``extreme`` (finite
-    gradients at log-ratios of 1000), ``neutral`` (a closed form at the neutral point)."""
+    gradients at log-ratios of 1000), ``neutral`` (a closed form at the neutral point), ``gradient`` (the slope of
+    the value), ``repeating`` (twice the tokens change the value iff not length-normalised)."""
 
 
 ROWS: dict[str, Row] = {}

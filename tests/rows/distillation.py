@@ -48,10 +48,14 @@ ROWS = {
         golden=(({}, 0.047961), ({"b": 0.1}, 0.016900), ({"b": 0.0}, 0.187897), ({"b": 1.0}, 0.213693)),
         fixture=golden_distill,
     ),
-    "minillm": Row(_minillm_of_equals, settings=({"clip": 0.05, "lm_weight": 0.3},)),
+    "minillm": Row(
+        _minillm_of_equals,
+        settings=({"clip": 0.05, "lm_weight": 0.3},),
+        exceptions={"repeating": "on policy whitened advantages average to zero at any length; the gradient changes"},
+    ),
     "opd": Row(
         lambda hp, raw: 0.0,
-        golden=(({}, -0.018868),),
+        golden=(({}, -0.042209),),
         exceptions={"direction": "the teacher, not the view's advantage, says what is better"},
     ),
 }

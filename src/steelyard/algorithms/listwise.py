@@ -22,7 +22,7 @@ Positive = Annotated[float, Gt(0.0)]
 
 def places(values: Tensor, present: Tensor) -> Tensor:
     """``[b, k]`` integer: 0 for the highest value of a list; ties in list order, absent ones last."""
-    order = values.masked_fill(~present, -math.inf).argsort(-1, descending=True, stable=True)
+    order = values.masked_fill(~present, -math.inf).argsort(dim=-1, descending=True, stable=True)
     return order.argsort(-1)
 
 
@@ -110,8 +110,9 @@ def lipo_lambda(ranked: Ranked, *, beta: Positive = 0.05, norm: Literal["sum", "
     gain = torch.exp2(ranked.rewards)
     weight = (gain[:, :, None] - gain[:, None, :]).abs() * (discount[:, :, None] - discount[:, None, :]).abs()
     total = (weight * better * pairwise_logistic(scores)).sum((1, 2))
-    scale = ranked.present.sum(-1) * math.log(2) / better.sum((1, 2)).clamp(min=1)
-    return total * scale.to(total.dtype) if norm == "rax" else total
+    if norm == "rax":
+        total = total * math.log(2) * ranked.present.sum(-1) / better.sum((1, 2)).clamp(min=1)
+    return total
 
 
 @algorithm(paper="2402.05369", reference=True, beta_scale="sum")
