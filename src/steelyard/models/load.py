@@ -21,8 +21,6 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -39,9 +37,8 @@ from steelyard.models.attention import (
     standard_implementation,
     supports_packing,
 )
+from steelyard.models.heads import HEADS, MODULES, Head, attach_lm_head, check_token_head, prepare_saving
 from steelyard.models.logprobs import check_head
-
-Head = Literal["lm", "score"]
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
@@ -135,6 +132,7 @@ def load_policy(
     lora: LoraConfig | None = None,
     *,
     head: Head = "lm",
+    lm_head: bool = False,
     seed: int,
     directory: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -144,7 +142,9 @@ def load_policy(
     Args:
         cfg: the ``model:`` section.
         lora: put adapters on it; adapters stored in ``directory`` are continued.
-        head: ``lm``, or ``score`` for a reward model with one scalar output, drawn from the seed if it is new.
+        head: ``lm``; or that of a reward model, drawn from the seed if it is new: ``score`` (one per completion),
+            ``token_score`` (one per token) or ``token_labels`` (two per token).
+        lm_head: of a model with a token head, keep the LM head beside it.
         seed: of everything that is drawn.
         directory: a checkpoint or a stage's result, used in place of ``cfg.name_or_path``; if it holds
             adapters, the base still comes from ``cfg``.
@@ -163,13 +163,25 @@ def load_policy(
 
     random = cfg.init == "random" and (directory is None or adapters is not None)
     with _seeded(seed), _quiet():
-        model = _random_model(cfg, source, tokenizer, head) if random else _pretrained_model(cfg, source, head)
+        make = (lambda h: _random_model(cfg, source, tokenizer, h)) if random else None
+        make = make or (lambda h: _pretrained_model(cfg, source, h))
+        model = make(head)
+        tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+        other = make("lm") if lm_head and head != "lm" and not tied else None
     _check_fit(model, tokenizer, source)
     packed, why_not = _choose_attention(model, cfg.attn)
     if head == "lm":
         check_head(model)
+    else:
+        prepare_saving(model, tokenizer)
+        if head != "score":
+            check_token_head(model)
 
     wrapped, adapter, adapter_config = _with_adapters(model, lora, adapters, head, seed)
+    if lm_head and head != "lm":
+        if other is not None and adapter is not None:
+            other.requires_grad_(False)  # adapters are all that is trained, and all that is saved
+        attach_lm_head(model, other)
     identity = {
         "dtype": cfg.dtype,
         "head": head,
@@ -315,24 +327,19 @@ def _read_template(path: Path) -> str:
         raise ModelError(f"model.chat_template: {path} cannot be read ({error.strerror})") from error
 
 
-def _auto_class(head: Head) -> Any:
-    return AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
-
-
 def _pretrained_model(cfg: ModelConfig, source: Path | str, head: Head) -> PreTrainedModel:
-    options: dict[str, Any] = {"num_labels": 1} if head == "score" else {}
     try:
-        model, info = _auto_class(head).from_pretrained(
+        model, info = HEADS[head].auto.from_pretrained(
             source,
             dtype=getattr(torch, cfg.dtype),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            **options,
+            **HEADS[head].options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source}: the model cannot be loaded ({_first_line(error)})") from error
-    missing = {name for name in info["missing_keys"] if head == "lm" or not name.startswith("score.")}
+    missing = {name for name in info["missing_keys"] if head == "lm" or name.split(".")[0] not in MODULES}
     if missing:
         raise ModelError(f"{source}: {len(missing)} weights are missing, among them '{min(missing)}'")
     return model
@@ -355,10 +362,10 @@ def _random_model(
     text.vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
     text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     text.pad_token_id = tokenizer.pad_token_id
-    if head == "score":
-        config.num_labels = 1
+    for name, value in HEADS[head].options.items():
+        setattr(config, name, value)
     try:
-        return _auto_class(head).from_config(config, dtype=getattr(torch, cfg.dtype), trust_remote_code=False)
+        return HEADS[head].auto.from_config(config, dtype=getattr(torch, cfg.dtype), trust_remote_code=False)
     except ValueError as error:
         raise ModelError(f"{source}: no such model can be made ({_first_line(error)})") from error
 
@@ -400,12 +407,13 @@ def _with_adapters(
         return wrapped, "loaded", _plain_adapter_config(wrapped)
     assert lora is not None
     config = peft.LoraConfig(
-        task_type=peft.TaskType.CAUSAL_LM if head == "lm" else peft.TaskType.SEQ_CLS,
+        task_type=HEADS[head].task,
         r=lora.r,
         lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
         use_rslora=lora.use_rslora,
+        exclude_modules=list(MODULES) if head != "lm" else None,  # heads are trained whole
     )
     try:
         with _seeded(seed):
@@ -435,8 +443,8 @@ def _first_line(error: BaseException) -> str:
 def save_policy(policy: Policy, directory: Path) -> None:
     """Write a Hugging Face directory (an adapter directory for LoRA), all or nothing.
 
-    Plain ``AutoModelForCausalLM.from_pretrained`` (peft's ``AutoPeftModelForCausalLM``) loads it with the
-    same weights; no trace of our attention is left in its config.
+    Plain ``AutoModelForCausalLM.from_pretrained`` (peft's ``AutoPeftModelForCausalLM``; the classification classes
+    for reward heads) loads it with the same weights; no trace of our attention is left in its config.
     """
     options = {"save_embedding_layers": False} if policy.adapter else {}
     with atomic_directory(directory) as temporary, standard_attention(policy.model), _quiet():
