@@ -86,6 +86,7 @@ def against(
     columns: Mapping[str, float] | None = None,
     scale: float = 1.0,
     fixed: Mapping[str, Any] | None = None,
+    weighted: bool = False,
     **theirs: Any,
 ) -> Oracle:
     """Our ``key`` against TRL's loss types.
@@ -95,13 +96,14 @@ def against(
         columns: constants of every pair.
         scale: their loss times this is ours.
         fixed: hyperparameters of ours that TRL does not have.
+        weighted: TRL's WPO weighting.
         theirs: settings of TRL that are not hyperparameters of ours.
     """
 
     def run(given: dict[str, Any], seed: int) -> Both:
         chosen, rejected = two_sides(seed)
         shared = {their: given[our] for our, their in names.items()}
-        them = dpo_trainer(ref)
+        them = dpo_trainer(ref, weighted)
         other = their_loss(chosen, rejected, *loss_types, them=them, **shared, **theirs)
         constant = {name: torch.full((len(chosen.ids),), value) for name, value in (columns or {}).items()}
         view = pairs(them.model, them.ref_model, chosen, rejected, **constant)
@@ -120,6 +122,21 @@ def _sft(given: dict[str, Any], seed: int) -> Both:
     chosen, rejected = two_sides(seed)
     view = Tokens.from_logps(*token_logps(them.model, chosen))
     return their_loss(chosen, rejected, "sft", them=them), loss("sft", view, reduce=True, **given), them.model
+
+
+def _rpo_nll(given: dict[str, Any], seed: int) -> Both:
+    run = against(
+        "rpo_nll",
+        "sigmoid",
+        "sft",
+        settings=(),
+        fixed={"nll_norm": "token"},  # TRL's; Pang et al. average over each completion
+        loss_weights=(1.0, given["alpha"]),
+    ).run
+    return run(given, seed)
+
+
+RPO = grid(beta=(0.1, 0.5), alpha=(0.005, 1.0))
 
 
 def divergence(name: str, **theirs: Any) -> Oracle:
@@ -240,7 +257,25 @@ ORACLES: dict[str, list[Oracle]] = {
     "wpo": [
         Oracle(f"{TRL} (sigmoid, use_weighting) on pairs of weight below one, value and gradient", _wpo, SMALL),
         Oracle(f"{TRL} (sigmoid) on pairs of weight one", _wpo_above, SMALL),
+        against(
+            "wpo",
+            "sigmoid",
+            by=f"{TRL} (sigmoid, use_weighting) without the cap",
+            settings=SMALL,
+            fixed={"cap": False},
+            weighted=True,
+        ),
     ],
+    "bco_pair": [
+        against(
+            "bco_pair", "bco_pair", by=f"{TRL} (bco_pair) without the shift", settings=SMALL, fixed={"shift": False}
+        )
+    ],
+    "rpo_nll": [
+        Oracle(f"{TRL} (sigmoid + sft at weight alpha) with the token-mean NLL", _rpo_nll, RPO),
+    ],
+    "tr_dpo": [against("tr_dpo", "sigmoid", by=f"{TRL} (sigmoid): the loss, at a standing reference", settings=SMALL)],
+    "step_dpo": [against("step_dpo", "sigmoid", by=f"{TRL} (sigmoid): the loss", settings=SMALL)],
     "sft": [Oracle(f"{TRL} (sft), value and gradient", _sft)],
 }
 COVERS = covers(ORACLES)
