@@ -33,7 +33,9 @@ def _ranking() -> Ranked:
 def _solutions() -> TokenScores:
     scores = torch.tensor([[0.2, 0.6, 0.9], [0.5, -0.1, 9.0]], dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    return TokenScores.from_scores(scores, torch.tensor([1.0, 0.0]), mask, torch.full((2, 3), -0.5, dtype=torch.float64))
+    return TokenScores.from_scores(
+        scores, torch.tensor([1.0, 0.0]), mask, torch.full((2, 3), -0.5, dtype=torch.float64)
+    )
 
 
 def _steps() -> TokenScores:

@@ -136,9 +136,9 @@ def minillm(
 def opd(rollouts: Rollouts) -> Tensor:
     r"""On-policy distillation by token rewards (Thinking Machines Lab, 2025).
 
-    $-\rho_t A_t$ with $A_t=\mathrm{sg}(\log T(y_t)-\log S_{old}(y_t))$ on the student's own samples: a policy gradient of
-    the reverse KL divergence in which each token is rewarded only for itself (discount 0).  Averaged over all
-    sampled tokens.  Returns [b, t].
+    $-\rho_t A_t$ with $A_t=\mathrm{sg}(\log T(y_t)-\log S_{old}(y_t))$ on the student's own samples: a policy
+    gradient of the reverse KL divergence in which each token is rewarded only for itself (discount 0).  Averaged over
+    all sampled tokens.  Returns [b, t].
 
     Watch: no baseline and no clip; the reward needs the teacher's log-probability of the sampled token only.
     """

@@ -68,8 +68,9 @@ def orm(
 ) -> dict[str, Tensor]:
     r"""Outcome reward model, verifier (Cobbe et al., 2021, section 4.2).
 
-    $(z_t-y)^2-\lambda\log\pi_\theta(y_t)$, averaged over all tokens of the solutions; $y=1$ if the final answer is right.
-    `solution` judges the last token only; `bce` replaces the square by $-y\log\sigma(z)-(1-y)\log(1-\sigma(z))$.
+    $(z_t-y)^2-\lambda\log\pi_\theta(y_t)$, averaged over all tokens of the solutions; $y=1$ if the final answer is
+    right.  `solution` judges the last token only; `bce` replaces the square by
+    $-y\log\sigma(z)-(1-y)\log(1-\sigma(z))$.
 
     Watch: the language-model term learns from every judged solution, right or wrong; 0 switches it off.
 
@@ -107,8 +108,8 @@ def prm(scores: TokenScores) -> Tensor:
 def implicit_prm(unpaired: Unpaired, *, beta: Annotated[float, Gt(0.0)] = 0.05) -> Tensor:
     r"""Implicit process reward model (Yuan et al., 2024).
 
-    $-y\log\sigma(r)-(1-y)\log\sigma(-r)$ with $r=\beta l$, $l=\log\pi_\theta(y|x)-\log\pi_{ref}(y|x)$ summed over tokens: an
-    outcome reward model whose token rewards are $\beta$ times the tokens' log-ratios.
+    $-y\log\sigma(r)-(1-y)\log\sigma(-r)$ with $r=\beta l$, $l=\log\pi_\theta(y|x)-\log\pi_{ref}(y|x)$ summed over
+    tokens: an outcome reward model whose token rewards are $\beta$ times the tokens' log-ratios.
 
     Watch: only outcomes are learned from; the token rewards come for free and are only as good as the outcomes allow.
 

@@ -60,8 +60,8 @@ def kto_pair(
 ) -> Tensor:
     r"""KTO on both members of every pair (Ethayarajh et al., 2024, eq. 8).
 
-    $\lambda_D(1-\sigma(\beta(l_w-z_0)))$ for the chosen, $\lambda_U(1-\sigma(\beta(z_0-l_l)))$ for the rejected completion:
-    an adapter, the loss is `kto`'s.
+    $\lambda_D(1-\sigma(\beta(l_w-z_0)))$ for the chosen, $\lambda_U(1-\sigma(\beta(z_0-l_l)))$ for the rejected
+    completion: an adapter, the loss is `kto`'s.
 
     Differs: oxRL, under the name KTO, takes the chosen log-ratios for $z_0$; here it comes from mismatched
     completions as in the paper.
@@ -92,7 +92,7 @@ def apo_zero_unpaired(unpaired: Unpaired, *, beta: Positive = 0.1) -> Tensor:
 def no_rewards_yet() -> dict[str, Tensor]:
     """The running means of both classes' rewards, and how many rewards each is the mean of."""
     names = ("mean_desirable", "mean_undesirable", "seen_desirable", "seen_undesirable")
-    return {name: torch.zeros(()) for name in names}
+    return {name: torch.zeros((), dtype=torch.float64) for name in names}
 
 
 def bco_shift(unpaired: Unpaired, *, beta: float, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
