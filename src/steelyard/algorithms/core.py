@@ -48,22 +48,37 @@ class Rounds:
     In every round ``samplers`` complete prompts, the completions are judged, and ``select`` turns each prompt's
     group into training rows.  ``select(group, *, rng, ...)`` is pure: the group's completions carry the columns
     ``score`` (what the judge says), ``verdict`` (1 right, 0 wrong, -1 not judged), ``finished`` and ``origin``
-    (index into ``samplers``); hyperparameters are passed by name.  Returns any number of groups of the family.
+    (index into ``samplers``), and the token column ``behaviour`` (log-probabilities of whoever wrote them, NaN for
+    ``gold``); hyperparameters, and ``round`` (from 0), are passed by name.  Returns any number of groups of the
+    family.
 
     Attributes:
         select: judged group -> training groups.
-        samplers: who completes the prompts: ``policy``, ``reference``, ``teacher``, ``mixture`` (of policy and
-            reference or teacher), or ``gold`` for the row's own completion.
-        rounds: the hyperparameter that says how many rounds there are; None: every optimizer step is one.
+        samplers: who completes the prompts: ``policy``, ``reference`` (the policy at step 0), ``teacher``,
+            ``mixture`` (of policy and teacher, or of policy and reference), ``greedy`` (the policy's most likely
+            tokens), ``hinted`` (the same after the prompt with its answer, where nothing else was right), or
+            ``gold`` for the row's own completions.
+        rounds: the hyperparameter that says how many rounds there are, or their number; None: every optimizer step
+            is one.
         restart: every round trains from the start's weights again.
-        accumulate: earlier rounds' rows stay.
+        accumulate: the rows of the previous round stay for one more.
+        base: what a row gives a round: a prompt (with its gold completion), or a preference pair.
+        judged: False: selection does not look at scores, so rows need no answers.
+        count: completions per sampler; None: ``data.generate.num_generations``.
+        reuse: the hyperparameter that says how many rounds select from the same samples.
+        mixture: the hyperparameter that says the other model's share in a ``mixture``.
     """
 
     select: Callable[..., Any]
     samplers: tuple[str, ...] = ("policy",)
-    rounds: str | None = "rounds"
+    rounds: str | int | None = "rounds"
     restart: bool = False
     accumulate: bool = False
+    base: Literal["prompts", "pairs"] = "prompts"
+    judged: bool = True
+    count: int | None = None
+    reuse: str | None = None
+    mixture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +170,11 @@ class AlgorithmSpec:
             "rounds": rounds.rounds,
             "restart": rounds.restart,
             "accumulate": rounds.accumulate,
+            "base": rounds.base,
+            "judged": rounds.judged,
+            "count": rounds.count,
+            "reuse": rounds.reuse,
+            "mixture": rounds.mixture,
         }
 
     def describe(self) -> dict[str, Any]:
