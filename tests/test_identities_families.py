@@ -87,8 +87,8 @@ def test_log1mexp() -> None:
 
 
 def test_kto_pair_is_kto_on_both_members() -> None:
-    pairs, raw: Any = random_inputs("Pairs"), random_inputs("Unpaired")
-    hp = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7}
+    pairs, raw = random_inputs("Pairs"), random_inputs("Unpaired")
+    hp: Any = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7}
     sums = {
         key: torch.stack(
             [(pairs[f"{key}_{side}"] * pairs[f"mask_{side}"]).sum(-1) for side in ("chosen", "rejected")], 1

@@ -25,6 +25,14 @@ def kto_reference_point(unpaired: Unpaired) -> dict[str, Tensor]:
     return {"z0": F.relu(unpaired.mismatched.logratio.mean())}
 
 
+def prospect(unpaired: Unpaired, beta: float, desirable_weight: float, undesirable_weight: float) -> Tensor:
+    """``[b]`` lambda (1 - sigmoid(+-beta (l - z0))): what a completion's gain over the reference point is short of."""
+    gain = beta * (unpaired.completions.logratio - unpaired.stats["z0"])
+    desirable = desirable_weight * (1 - torch.sigmoid(gain))
+    undesirable = undesirable_weight * (1 - torch.sigmoid(-gain))
+    return torch.where(unpaired.label, desirable, undesirable)
+
+
 @algorithm(paper="2402.01306", reference=True, coupled=kto_reference_point, mismatched=True, beta_scale="sum")
 def kto(
     unpaired: Unpaired,
@@ -44,10 +52,7 @@ def kto(
         desirable_weight: lambda_D; keep lambda_D n_D / (lambda_U n_U) within [1, 4/3] under imbalance.
         undesirable_weight: lambda_U.
     """
-    gain = beta * (unpaired.completions.logratio - unpaired.stats["z0"])
-    desirable = desirable_weight * (1 - torch.sigmoid(gain))
-    undesirable = undesirable_weight * (1 - torch.sigmoid(-gain))
-    return torch.where(unpaired.label, desirable, undesirable)
+    return prospect(unpaired, beta, desirable_weight, undesirable_weight)
 
 
 @algorithm(paper="2402.01306", reference=True, coupled=kto_reference_point, mismatched=True, beta_scale="sum")
@@ -71,8 +76,7 @@ def kto_pair(
         desirable_weight: lambda_D, of the chosen completions.
         undesirable_weight: lambda_U, of the rejected completions.
     """
-    weights = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
-    return kto(unpaired, beta=beta, **weights)
+    return prospect(unpaired, beta, desirable_weight, undesirable_weight)
 
 
 @algorithm(paper="2408.06266", reference=True, beta_scale="sum")
