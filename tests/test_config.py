@@ -147,7 +147,7 @@ def test_sections_on_their_own() -> None:
         (BASE + "num_generations: 8\n", "'data.generate.num_generations'? (or 'rollout.num_generations')"),
         (BASE + "beta: 1\n", "Did you mean 'algorithm.beta'?"),
         (BASE + "optim: {beta: 1}\n", "unknown key 'beta' in `optim`. Did you mean 'algorithm.beta'?"),
-        (BASE + "gamma: 1\n", "it is a hyperparameter of simpo, not of dpo"),
+        (BASE + "desirable_weight: 1\n", "it is a hyperparameter of kto, kto_pair, not of dpo"),
         (BASE + "wat: 1\n", "unknown key 'wat'; choices: algorithm, data, eval,"),
         (
             BASE + "seed: 0\nrewards: [{name: answer, wieght: 2}]\n",
@@ -156,7 +156,7 @@ def test_sections_on_their_own() -> None:
         # algorithms
         (
             "algorithm: dpoo\ndata: {task: a}\n",
-            "r.yaml:1: algorithm.name: unknown algorithm 'dpoo'; choices: base, dpo,",
+            "r.yaml:1: algorithm.name: unknown algorithm 'dpoo'; choices: alpha_dpo,",
         ),
         ("algorithm: {name: dpo, bet: 1}\ndata: {task: a}\n", "unknown hyperparameter of dpo 'bet'; choices: beta."),
         ("algorithm: {name: dpo, beta: -1}\ndata: {task: a}\n", "algorithm.beta: must be greater than 0"),
@@ -262,3 +262,20 @@ def test_every_key_has_a_sentence_of_help() -> None:
 def test_the_resolved_dump_is_plain_yaml(recipe: Path) -> None:
     plain = yaml.safe_load(dump_yaml(load(recipe, BASE)))
     assert plain["schema"] == 1 and plain["algorithm"] == {"name": "dpo", "beta": 0.2} and plain["lora"] is None
+
+
+def test_oxrls_names_and_profile(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("algorithm: {name: CPO-SimPO, beta: 3.0}\ndata: {path: x.jsonl}\n", encoding="utf-8")
+    notes: list[str] = []
+    config = load_run_config(path, notice=notes.append)
+    assert config.algorithm.name == "cpo_simpo" and config.profile == "paper"
+    assert notes[0].startswith(f"note: {path}: 'CPO-SimPO' is oxRL's name of `cpo_simpo`; oxRL: beta 2")
+    assert config == load_run_config(path, ["algorithm.name=cpo_simpo"], notice=notes.append)
+    shared = load_run_config(path, ["algorithm.name=DPOP", "profile=oxrl"], notice=notes.append)
+    assert shared.algorithm.hyperparameters == {"beta": 0.1, "lam": 5.0} and shared.profile == "oxrl"
+    given = load_run_config(path, ["algorithm.name=dpop", "algorithm.lam=9", "profile=oxrl"], notice=notes.append)
+    assert given.algorithm.hyperparameters == {"beta": 0.1, "lam": 9.0}
+    assert load_run_config(shared.model_dump(mode="json")) == shared
+    with pytest.raises(ConfigError, match="--profile: unknown value 'oxlr'.* Did you mean 'oxrl'"):
+        load_run_config(path, ["profile=oxlr"])

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Interval, Lt
 from torch import Tensor
 
 from steelyard import registry as registry_module
-from steelyard.algorithms import catalogue, core, load
+from steelyard.algorithms import catalogue, core, load, oxrl
 from steelyard.algorithms.advantages import advantages
 from steelyard.algorithms.catalogue import describe, load_catalogue, resolve_hyperparameters
 from steelyard.algorithms.core import algorithm, algorithms, loss
@@ -160,7 +160,8 @@ def test_the_untrained_start_has_no_loss() -> None:
 
 
 def test_only_methods_that_sample_are_online() -> None:
-    assert [name for name, spec in algorithms.items() if spec.online] == ["grpo"]
+    assert all(spec.family == "Rollouts" and spec.loss for _, spec in algorithms.items() if spec.online)
+    assert not algorithms.get("dpo").online and algorithms.get("grpo").online
     assert all(not spec.advantage or spec.advantage in advantages for _, spec in algorithms.items())
 
 
@@ -185,12 +186,15 @@ def test_the_default_is_valid_and_is_the_functions_own(name: str, hp: str, entry
 @every_hyperparameter
 def test_values_out_of_bounds_and_of_other_types_are_refused(name: str, hp: str, entry: dict[str, Any]) -> None:
     for bound, limit in entry["bounds"].items():
-        outside = {"gt": limit, "ge": limit - 1e-6, "lt": limit, "le": limit + 1e-6}[bound]
+        near = 1 if entry["type"] == "int" else 1e-6
+        outside = {"gt": limit, "ge": limit - near, "lt": limit, "le": limit + near}[bound]
         with pytest.raises(ConfigError, match=rf"^algorithm\.{hp}: must be .* {limit}, got"):
             resolve_hyperparameters(name, {hp: outside})
-    words = {"float": "number", "int": "whole number", "bool": "value true or false"}
-    wrong: list[Any] = ["much", [1.0], {}]
-    wrong += [1.0, "true", 1] if entry["type"] == "bool" else [True, math.nan, math.inf, "nan"]
+    words = {"float": "number", "int": "whole number", "bool": "value true or false", "str": "string"}
+    wrong: list[Any] = [[1.0], {}]
+    wrong += [1.0, 1] if entry["type"] == "str" else ["much"]
+    wrong += [1.0, "true", 1] if entry["type"] == "bool" else [True, math.nan, math.inf]
+    wrong += ["nan"] if entry["type"] in ("int", "float") else []
     wrong += [] if entry["optional"] else [None]
     for value in wrong:
         with pytest.raises(ConfigError, match=rf"^algorithm\.{hp}: expected a {words[entry['type']]}, got"):
@@ -240,3 +244,80 @@ def test_a_plugins_algorithm_is_known_to_its_process(monkeypatch: pytest.MonkeyP
     catalogue.add_plugin_entry("mine", entry)
     assert describe("mine") is entry and "mine" not in load_catalogue()
     assert resolve_hyperparameters("mine", {}) == {"beta": 1.0}
+
+
+# --------------------------------------------------------------------------------------------------
+# oxRL's names and profile
+
+
+def test_oxrl_has_51_names_each_with_a_key() -> None:
+    assert len(oxrl.ALIASES) == 51 and len({alias.key for alias in oxrl.ALIASES.values()}) == 51
+    folded = {name.lower().replace("-", "") for name in oxrl.ALIASES}
+    assert len(folded) == 51, "two names that differ only in case or dashes would be ambiguous"
+    missing = {alias.key for alias in oxrl.ALIASES.values()} - set(load_catalogue())
+    assert missing <= oxrl.ONLINE, "only online reinforcement learning may still be missing"
+
+
+@pytest.mark.parametrize("alias", oxrl.ALIASES.values(), ids=list(oxrl.ALIASES))
+def test_a_name_of_oxrl_means_our_key_in_any_spelling(alias: oxrl.Alias) -> None:
+    if alias.key not in load_catalogue():
+        with pytest.raises(ConfigError, match=f"^here: '{alias.name}' is oxRL's name of `{alias.key}`, .* not built"):
+            catalogue.resolve(alias.name, where="here")
+        return
+    assert catalogue.resolve(alias.name) == alias.key and describe(alias.name) == load_catalogue()[alias.key]
+    for spelling in (alias.name.upper(), alias.name.lower(), alias.name.replace("-", "_"), alias.name + "-"):
+        own = spelling in load_catalogue()  # a key means itself: `bco` is not oxRL's BCO
+        assert catalogue.resolve(spelling) == (spelling if own else alias.key)
+    assert alias.name in oxrl.note(alias.name, alias.key) and alias.remark in oxrl.note(alias.name, alias.key)
+
+
+def test_what_differs_from_a_key_by_its_case_alone_is_said() -> None:
+    clashes = {name for name, alias in oxrl.ALIASES.items() if name.lower() in load_catalogue()}
+    clashes = {name for name in clashes if oxrl.ALIASES[name].key != name.lower()}
+    assert clashes == {"BCO", "EXO", "NCA"}
+    for name in clashes:
+        assert f"(`{name.lower()}` is something else)" in oxrl.note(name, oxrl.ALIASES[name].key)
+
+
+@pytest.mark.parametrize("key", oxrl.PROFILES["oxrl"])
+def test_the_oxrl_profile_fits_the_signatures(key: str) -> None:
+    values = oxrl.PROFILES["oxrl"][key]
+    assert resolve_hyperparameters(key, values).items() >= values.items()
+    assert values.get("beta", 0.1) == 0.1
+
+
+def test_the_profile_covers_oxrls_comparison() -> None:
+    assert len(oxrl.PROFILES["oxrl"]) == 20 and oxrl.PROFILES["oxrl"].keys() <= {a.key for a in oxrl.ALIASES.values()}
+    assert oxrl.fill_from_profile({"name": "dpop", "lam": 7.0}, "oxrl", "dpop") == {
+        **{"name": "dpop", "lam": 7.0, "beta": 0.1},
+    }
+    assert oxrl.fill_from_profile({"name": "sft"}, "oxrl", "sft") == {"name": "sft"}
+    assert oxrl.fill_from_profile({"name": "dpop"}, "paper", "dpop") == {"name": "dpop"}
+
+
+# --------------------------------------------------------------------------------------------------
+# Algorithms of installed packages
+
+
+def test_an_installed_packages_algorithm_is_found_by_name(
+    fresh: Registry[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Point:
+        name, value = "theirs", "their_package.losses:theirs"
+
+        def load(self) -> Any:
+            @algorithm(paper="2401.00001")
+            def theirs(pairs: Pairs, *, beta: float = 0.25) -> Tensor:
+                """A loss (Them, 2024)."""
+                return -beta * pairs.chosen.logp
+
+            return theirs  # what an entry point names is the function, which has registered itself
+
+    points = lambda *, group: [Point()] if group == "steelyard.algorithms" else []  # noqa: E731
+    monkeypatch.setattr(catalogue, "entry_points", points)
+    monkeypatch.setattr(registry_module, "entry_points", points)
+    monkeypatch.setattr(catalogue, "_plugins", {})
+    assert catalogue.installed() == {"theirs": "their_package.losses:theirs"}
+    assert catalogue.resolve("theirs") == "theirs" and resolve_hyperparameters("theirs", {}) == {"beta": 0.25}
+    with pytest.raises(ConfigError, match="Did you mean 'theirs'"):
+        describe("their")

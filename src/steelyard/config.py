@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
-from steelyard.algorithms.catalogue import resolve_hyperparameters
+from steelyard.algorithms.catalogue import resolve, resolve_hyperparameters
 
 Probability = Annotated[float, Ge(0.0), Le(1.0)]
 Positive = Annotated[int, Gt(0)]
@@ -74,7 +74,7 @@ class AlgorithmConfig(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
-    """A key of `steelyard algorithms`."""
+    """A key of `steelyard algorithms`, or one of oxRL's names (`steelyard algorithms --oxrl`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,7 +83,8 @@ class AlgorithmConfig(Section):
             value = {"name": value}
         if isinstance(value, dict) and isinstance(value.get("name"), str):
             given = {key: item for key, item in value.items() if key != "name"}
-            return {"name": value["name"], **resolve_hyperparameters(value["name"], given)}
+            name = resolve(value["name"])
+            return {"name": name, **resolve_hyperparameters(name, given)}
         return value
 
     @property
@@ -266,6 +267,8 @@ class RunConfig(Section):
     """The policy."""
     algorithm: AlgorithmConfig
     """What is optimised."""
+    profile: Literal["paper", "oxrl"] = "paper"
+    """Hyperparameters that a recipe does not give: those of each method's paper, or oxRL's shared beta of 0.1."""
     data: DataConfig
     """What it learns from."""
     sft: StageConfig | None = None

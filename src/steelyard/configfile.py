@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from steelyard.algorithms.catalogue import describe, load_catalogue
+from steelyard.algorithms import oxrl
+from steelyard.algorithms.catalogue import describe, key_of, load_catalogue
 from steelyard.config import RewardConfig, RunConfig
 from steelyard.errors import ConfigError, SteelyardError, nearest, unknown
 
@@ -225,6 +226,7 @@ def load_run_config(
     lines: dict[str, str] = {}
     for document in documents:
         plain = _expand_short(document.values)
+        _rename(plain, notice, document.where)
         if document.folder is not None:
             _anchor_paths(plain, document.folder)
         _check_keys(plain, document)
@@ -234,8 +236,13 @@ def load_run_config(
     flags = _parsed(overrides)
     for key, value in flags.items():
         check_key(key, f"--{key}", algorithm=_algorithm(values, flags))
-        _merge(values, _expand_short(_nested(key, value)), notice, f"--{key}")
+        plain = _expand_short(_nested(key, value))
+        _rename(plain, notice, f"--{key}")
+        _merge(values, plain, notice, f"--{key}")
         lines[key] = f"--{key}"
+    section = values.get("algorithm")
+    if isinstance(section, dict) and isinstance(name := section.get("name"), str):
+        values["algorithm"] = oxrl.fill_from_profile(section, values.get("profile"), name)
     try:
         return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
@@ -320,6 +327,15 @@ def _expand_short(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(plain.get("rewards"), list):
         plain["rewards"] = [{"name": r} if isinstance(r, str) else r for r in plain["rewards"]]
     return plain
+
+
+def _rename(values: Mapping[str, Any], notice: Callable[[str], None], where: str) -> None:
+    """oxRL's name of an algorithm becomes ours, and the user is told."""
+    section = values.get("algorithm")
+    name = section.get("name") if isinstance(section, dict) else None
+    if isinstance(section, dict) and isinstance(name, str) and (key := key_of(name)) != name:
+        notice(f"note: {where + ': ' if where else ''}{oxrl.note(name, key)}")
+        section["name"] = key
 
 
 def _algorithm(values: Mapping[str, Any], flags: Mapping[str, Any]) -> str | None:
@@ -412,14 +428,10 @@ def check_key(key: str, where: str, *, algorithm: str | None = None) -> None:
     if key in keys() or dict in _kinds(section):
         return
     if section == "algorithm":
-        if algorithm is not None and last not in (given := _hyperparameters(algorithm)):
+        if algorithm is not None and last not in (given := describe(algorithm)["hyperparameters"]):
             raise ConfigError(unknown(f"hyperparameter of {algorithm}", last, given, where=where))
         return
     raise ConfigError(f"{where}: {_unknown_key(key, algorithm)}")
-
-
-def _hyperparameters(algorithm: str) -> dict[str, Any]:
-    return describe(algorithm)["hyperparameters"]
 
 
 def _unknown_key(key: str, algorithm: str | None) -> str:

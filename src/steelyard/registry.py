@@ -47,7 +47,9 @@ class Registry(Generic[T]):
     def _load_plugins(self, name: str) -> None:
         for point in entry_points(group=self.group):
             if point.name == name:
-                self.register(name, point.load())
+                entry = point.load()
+                if name not in self._entries:  # a decorated function has registered itself on import
+                    self.register(name, entry)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries

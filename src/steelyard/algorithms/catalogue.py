@@ -11,9 +11,11 @@ import json
 import math
 from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import entry_points
 from importlib.resources import files
 from typing import Any
 
+from steelyard.algorithms import oxrl
 from steelyard.errors import ConfigError, unknown
 
 
@@ -32,12 +34,54 @@ def add_plugin_entry(name: str, entry: dict[str, Any]) -> None:
     _plugins[name] = entry
 
 
+def resolve(name: str, *, where: str = "algorithm.name") -> str:
+    """The key that ``name`` stands for: itself, what an oxRL name means here, or an installed package's.
+
+    A package offers an algorithm through the entry-point group ``steelyard.algorithms``; it is imported only
+    when it is asked for by name.
+
+    Raises:
+        ConfigError: nothing of that name (with the nearest key), or an oxRL name whose algorithm is not built.
+    """
+    known = load_catalogue() | _plugins
+    if name in known:
+        return name
+    if (key := oxrl.target(name, known, where=where)) is not None:
+        return key
+    if name in installed():
+        _load_installed(name)
+        return name
+    raise ConfigError(unknown("algorithm", name, {*known, *installed()}, where=where))
+
+
+def key_of(name: str) -> str:
+    """Like :func:`resolve`, but a name that means nothing is returned as it is."""
+    try:
+        return resolve(name)
+    except ConfigError:
+        return name
+
+
+def installed() -> dict[str, str]:
+    """Names of algorithms that installed packages offer, and where each comes from."""
+    return {point.name: point.value for point in entry_points(group="steelyard.algorithms")}
+
+
+def _load_installed(name: str) -> None:
+    from steelyard.algorithms import load
+    from steelyard.algorithms.core import AlgorithmSpec, algorithms
+
+    load()  # first, so that a name which is already taken is refused where it is taken again
+    spec = algorithms.get(name)
+    if not isinstance(spec, AlgorithmSpec):
+        raise ConfigError(f"entry point {installed()[name]} registers no algorithm called '{name}'")
+    add_plugin_entry(name, spec.describe())
+
+
 def describe(name: str, *, where: str = "algorithm.name") -> dict[str, Any]:
-    """The catalogue entry of ``name``; raises :class:`ConfigError` with the nearest key."""
-    catalogue = load_catalogue() | _plugins
-    if name not in catalogue:
-        raise ConfigError(unknown("algorithm", name, catalogue, where=where))
-    return catalogue[name]
+    """The catalogue entry of ``name``; raises :class:`ConfigError` with the nearest key (see :func:`resolve`)."""
+    key = resolve(name, where=where)
+    return _plugins[key] if key in _plugins else load_catalogue()[key]
 
 
 def resolve_hyperparameters(

@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steelyard.algorithms import oxrl
+from steelyard.algorithms.catalogue import key_of
 from steelyard.config import RunConfig
 from steelyard.configfile import check_key, load_run_config, read_yaml
 from steelyard.errors import ConfigError, SteelyardError, unknown
@@ -210,7 +212,7 @@ def expand(plain: Mapping[str, Any], *, where: str, folder: Path) -> Study:
         baseline=_baseline(plain.get("baseline"), cells, where),
         cells=cells,
         selection=selection,
-        notes=selection.differing_settings(cells) if selection else (),
+        notes=(*_aliases(axes), *(selection.differing_settings(cells) if selection else ())),
     )
 
 
@@ -279,11 +281,19 @@ def _algorithms(axes: Mapping[str, list[Any]], base: Mapping[str, Any], where: s
     entries = []
     for value in axes.get("algorithm", [base.get("algorithm")]):
         given = _mapping(value, "name", f"{where}: axes: algorithm")
+        given["name"] = key_of(given["name"])
         label = str(given.pop("label", given["name"]))
         section, overrides, sub = _split(given, f"{where}: axes: algorithm: {label}")
         entries.append(Entry(label, {"algorithm": section, **overrides}, sub))
     _refuse_twice([entry.label for entry in entries], f"{where}: axes: algorithm")
     return entries
+
+
+def _aliases(axes: Mapping[str, list[Any]]) -> list[str]:
+    """A note for every algorithm of the axes that is called by oxRL's name."""
+    entries = axes.get("algorithm", [])
+    names = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries]
+    return [oxrl.note(name, key) for name in dict.fromkeys(map(str, names)) if (key := key_of(name)) != name]
 
 
 def _models(axes: Mapping[str, list[Any]], base: Mapping[str, Any], where: str) -> list[Entry]:
@@ -415,6 +425,8 @@ def _baseline(given: Any, cells: tuple[Cell, ...], where: str) -> Labels:
         if key not in keys:
             raise ConfigError(unknown("axis", str(key), keys, where=f"{where}: baseline"))
         values = {str(cell.labels[key]) for cell in cells if key in cell.labels}
-        if str(value) not in values:
+        if key == "algorithm" and value not in values:
+            given = {**given, key: key_of(str(value))}
+        if str(given[key]) not in values:
             raise ConfigError(unknown(key, str(value), values, where=f"{where}: baseline"))
     return dict(given)
