@@ -71,7 +71,8 @@ def rdpo(pairs: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 0.01) -> Te
         beta: strength of the pull towards the reference.
         alpha: price of a token; 0 is DPO.
     """
-    return logistic(beta * margin(pairs) + alpha * (pairs.chosen.n - pairs.rejected.n))
+    longer = (pairs.chosen.n - pairs.rejected.n).to(pairs.chosen.logp.dtype)
+    return logistic(beta * margin(pairs) + alpha * longer)
 
 
 @algorithm(paper="2402.10571", reference=True, beta_scale="sum", columns=("score_chosen", "score_rejected"))

@@ -132,6 +132,7 @@ def tdpo(
         alpha: weight of TDPO2's divergences; 0 is DPO, and TDPO1 does not use it.
         variant: which of the two losses.
     """
+    gap = margin(pairs)
     chosen, rejected = pairs.chosen.extra("ref_kl").sum(-1), pairs.rejected.extra("ref_kl").sum(-1)
-    gap = rejected - chosen if variant == "tdpo1" else alpha * (rejected - chosen.detach())
-    return logistic(beta * (margin(pairs) - gap))
+    divergence = rejected - chosen if variant == "tdpo1" else alpha * (rejected - chosen.detach())
+    return logistic(beta * (gap - divergence))
