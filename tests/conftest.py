@@ -67,11 +67,11 @@ def build_model(family: str = "llama", dtype: torch.dtype = torch.float64, seed:
     if dtype == torch.float64:
         for module in model.modules():
             if type(module).__name__.endswith("RMSNorm"):
-                _norm_in_double(module)
+                norm_in_double(module)
     return model.eval()
 
 
-def _norm_in_double(module: torch.nn.Module) -> None:
+def norm_in_double(module: torch.nn.Module) -> None:
     """transformers computes norms in float32 whatever the model's type; tests to 1e-10 need float64."""
     epsilon = getattr(module, "eps", None) or module.variance_epsilon
     offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0

@@ -83,12 +83,14 @@ def embedding_noise(model: nn.Module, batch: PackedBatch, alpha: float, seed: Se
     weight = embedding.weight
     assert isinstance(weight, Tensor)
     width = weight.shape[1]
-    rows = torch.cat([_noise_of(group, width, alpha, seed) for group in batch.groups])
-    if isinstance(batch.layout, PaddedLayout):
+    drawn = [_noise_of(group, width, alpha, seed) for group in batch.groups]
+    if isinstance(batch.layout, PaddedLayout):  # the prompt stands in the row of every completion
         present = batch.layout.attention_mask.bool().cpu()
-        spread = torch.zeros(*present.shape, width)
-        spread[present] = rows
-        rows = spread
+        rows = torch.zeros(*present.shape, width)
+        pairs = zip(batch.groups, drawn, strict=True)
+        rows[present] = torch.cat([row for group, own in pairs for row in _rows_of(group, own)])
+    else:
+        rows = torch.cat(drawn)
     noise = rows.to(device=batch.input_ids.device)
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -101,8 +103,14 @@ def embedding_noise(model: nn.Module, batch: PackedBatch, alpha: float, seed: Se
         handle.remove()
 
 
+def _rows_of(group: Group, noise: Tensor) -> list[Tensor]:
+    """The noise of a tree, for each of its completions written out with the prompt."""
+    prompt, *answers = noise.split([len(group.prompt), *map(len, group.completions)])
+    return [torch.cat([prompt, answer]) for answer in answers]
+
+
 def _noise_of(group: Group, width: int, alpha: float, seed: Sequence[int]) -> Tensor:
-    """``[tokens, width]`` noise of the prompt and the completion of a group."""
+    """``[tokens, width]`` noise of the prompt and the completions of a group."""
     digest = hashlib.sha256(f"{list(seed)}:{group.key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
     uniform = torch.rand(group.tokens, width, generator=generator) * 2 - 1
