@@ -21,6 +21,7 @@ FAMILY_MODULES = (
     "policy",
     "listwise",
     "distillation",
+    "iterative",
 )
 """Modules whose import registers the built-in algorithms."""
 

@@ -12,7 +12,8 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from steelyard.algorithms.core import algorithm
+from steelyard.algorithms import rounds
+from steelyard.algorithms.core import Rounds, algorithm
 from steelyard.algorithms.policy import clipped_surrogate
 from steelyard.types import Distill, Rollouts
 
@@ -58,7 +59,11 @@ def kd(distill: Distill, *, alpha: Share = 0.5, tau: Positive = 2.0) -> dict[str
     return {"cross_entropy": -alpha * distill.logp, "divergence": divergence}
 
 
-@algorithm(paper="2306.13649", length_normalized=True)
+@algorithm(
+    paper="2306.13649",
+    length_normalized=True,
+    rounds=Rounds(rounds.own_or_gold, ("gold", "policy"), rounds=None, judged=False),
+)
 def gkd(distill: Distill, *, b: Share = 0.5, lam: Share = 0.5, tau: Positive = 1.0) -> Tensor:
     r"""Generalised on-policy distillation, GKD (Agarwal et al., 2023).
 
@@ -95,7 +100,11 @@ def minillm_statistics(distill: Distill) -> dict[str, Tensor]:
     return {"advantage": advantage, "per_sampled": tokens / count, "per_given": tokens / given}
 
 
-@algorithm(paper="2306.08543", coupled=minillm_statistics)
+@algorithm(
+    paper="2306.08543",
+    coupled=minillm_statistics,
+    rounds=Rounds(rounds.mixture_and_gold, ("gold", "mixture"), rounds=None, judged=False, mixture="teacher_mix"),
+)
 def minillm(
     distill: Distill, *, clip: Positive = 0.2, teacher_mix: Share = 0.2, lm_weight: NonNegative = 1.0
 ) -> dict[str, Tensor]:
@@ -132,7 +141,12 @@ def minillm(
     }
 
 
-@algorithm(paper="Thinking Machines Lab, On-Policy Distillation, 2025", reference="teacher", length_normalized=True)
+@algorithm(
+    paper="Thinking Machines Lab, On-Policy Distillation, 2025",
+    reference="teacher",
+    length_normalized=True,
+    rounds=Rounds(rounds.keep_all, rounds=None, judged=False),
+)
 def opd(rollouts: Rollouts) -> Tensor:
     r"""On-policy distillation by token rewards (Thinking Machines Lab, 2025).
 
