@@ -27,7 +27,7 @@ from steelyard.trainer.forward import StepInput, embedding_noise, forward_view
 from steelyard.trainer.moving import MovingReference
 from steelyard.trainer.sources import attach_now
 from steelyard.trainer.step import accumulate
-from steelyard.types import Group
+from steelyard.types import Group, Pairs
 
 load()
 NAMES = [
@@ -278,10 +278,7 @@ def test_a_moving_reference_follows(directory: Path) -> None:
 
 
 def test_schedules_see_how_far_the_training_is() -> None:
-    raw = {"policy_chosen": [-1.0], "policy_rejected": [-2.0], "ref_chosen": [-1.5], "ref_rejected": [-1.0]}
-    from steelyard.types import Pairs
-
-    view = Pairs.from_logps(**{key: torch.tensor(value) for key, value in raw.items()})
+    view = Pairs.from_logps([-1.0], [-2.0], [-1.5], [-1.0])
     assert view.progress == 0.0 and view.with_stats({"progress": torch.tensor(0.5)}).progress == 0.5
     spec = algorithms.get("dpo_shift")
     assert isinstance(loss("dpo_shift", view, progress=1.0), Tensor) and "progress" not in spec.hyperparameters

@@ -10,6 +10,10 @@ The public names are imported when they are first used, so that ``import steelya
     run = steelyard.train("recipes/dpo.yaml", seed=1)
     steelyard.compare("runs/a", "runs/b")
 
+    from steelyard.types import Pairs
+
+    steelyard.loss("dpo", Pairs.from_logps([-20.0], [-24.0], [-22.0], [-25.0]), beta=0.1)  # one term per pair
+
     @steelyard.reward("short")
     def short(prompts, completions, completion_ids, **columns):
         return [-float(len(text)) for text in completions]
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from steelyard.algorithms.core import algorithm as algorithm
     from steelyard.api import compare as compare
     from steelyard.api import evaluate as evaluate
+    from steelyard.api import loss as loss
     from steelyard.api import task as task
     from steelyard.api import train as train
     from steelyard.rewards.core import reward as reward
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "train": "steelyard.api",
     "evaluate": "steelyard.api",
+    "loss": "steelyard.api",
     "compare": "steelyard.api",
     "run_study": "steelyard.study.run",
     "algorithm": "steelyard.algorithms.core",
@@ -39,7 +45,7 @@ _PUBLIC = {
     "task": "steelyard.api",
 }
 
-__all__ = ["algorithm", "compare", "evaluate", "reward", "run_study", "task", "train"]
+__all__ = ["algorithm", "compare", "evaluate", "loss", "reward", "run_study", "task", "train"]
 
 
 def __getattr__(name: str) -> Any:

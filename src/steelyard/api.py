@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from steelyard.config import RunConfig
     from steelyard.evals.task import Task
     from steelyard.rundir import RunDir
     from steelyard.stats.analyse import Analysis
+    from steelyard.types import View
 
 
 def train(
@@ -90,6 +94,49 @@ def compare(*paths: str | Path, baseline: str | None = None, out: str | Path | N
     from steelyard.commands.compare import compare_runs
 
     return compare_runs(paths, baseline=baseline, out=Path(out) if out is not None else None)
+
+
+def loss(
+    name: str,
+    view: View,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    reduce: bool = False,
+    return_state: bool = False,
+    progress: float = 0.0,
+    **hyperparameters: Any,
+) -> Any:
+    """The loss of an algorithm on plain numbers, without a model: ``steelyard.loss("dpo", Pairs.from_logps(...))``.
+
+    Args:
+        view: a family view of :mod:`steelyard.types`; it is taken as the whole optimizer step.
+        state: the running state before this step; default: that of step 0.
+        generator: for algorithms that draw random numbers; default: one seeded with 0.
+        reduce: return the scalar instead of the terms.
+        return_state: also return the running state after this step.
+        progress: share of the training that is over, for schedules.
+        hyperparameters: override the defaults.
+
+    Returns:
+        The terms, ``[b]`` or ``[b, t]`` (a dict of them if the algorithm has several); with ``reduce=True`` a
+        scalar; with ``return_state=True`` a pair of either and the next state.
+    """
+    from steelyard.algorithms import load
+    from steelyard.algorithms.catalogue import resolve
+    from steelyard.algorithms.core import loss as evaluate_terms
+
+    load()
+    return evaluate_terms(
+        resolve(name, where="loss"),
+        view,
+        state=state,
+        generator=generator,
+        reduce=reduce,
+        return_state=return_state,
+        progress=progress,
+        **hyperparameters,
+    )
 
 
 def task(entry: Task) -> Task:
