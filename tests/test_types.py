@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from family_inputs import BUILD, random_inputs, widen
+from steelyard.conform.inputs import BUILD, random_inputs, widen
 from steelyard.errors import DataError
 from steelyard.types import Group, Pairs, Rollouts, Scores, Sequences, Tokens, Unpaired, View
 
