@@ -76,6 +76,7 @@ ROWS = {
         exceptions={
             "direction": "the judge's preference, not the view's advantage, says what is better",
             "doubling": "the preference is not weighted by beta",
+            "gradient": "the log-ratio in front of log pi is a constant; tested in test_rounds.py",
         },
     ),
     "raft": _sft({"rounds": 2, "keep": 2}),

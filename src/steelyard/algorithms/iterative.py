@@ -199,7 +199,7 @@ def nash_md(rollouts: Rollouts, *, beta: Positive = 0.1, b: Annotated[float, Ge(
         b: the reference's share in the exponents of the mixture; 0 is self-play.
     """
     pull = (rollouts.logp - rollouts.ref).detach()
-    preference = (rollouts.rewards - 0.5)[:, None]
+    preference = (rollouts.rewards - 0.5).detach()[:, None]
     return {"preference": -preference * rollouts.logp, "kl": beta * pull * rollouts.logp}
 
 
