@@ -36,6 +36,8 @@ MAY_NOT_IMPORT = {
     "report": "data models trainer rollout cli",
 }
 """Rooms further down the way of the data, or behind run directories."""
+BRIDGES = {"rewards.models": {"config", "data", "models"}}
+"""A reward model is a reward that computes with a model; nothing of it is imported before one is loaded."""
 
 
 @cache
@@ -144,7 +146,8 @@ def test_algorithms_import_little(module: str) -> None:
 @pytest.mark.parametrize(("name", "forbidden"), MAY_NOT_IMPORT.items(), ids=MAY_NOT_IMPORT)
 def test_rooms_do_not_reach_back(name: str, forbidden: str) -> None:
     for module in room(name):
-        reached = {other for other in ours(imports(module, lazily=True)) if other.split(".")[0] in forbidden.split()}
+        rooms = set(forbidden.split()) - BRIDGES.get(module, set())
+        reached = {other for other in ours(imports(module, lazily=True)) if other.split(".")[0] in rooms}
         assert not reached, f"{module} imports {sorted(reached)}"
 
 

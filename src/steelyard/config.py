@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from steelyard.algorithms.catalogue import resolve, resolve_hyperparameters
@@ -125,6 +125,8 @@ class DataConfig(Section):
     """Renames: our column name -> the file's."""
     limit: Positive | None = None
     """Use only the first N rows."""
+    holdout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.0
+    """Share of a file's rows that is kept out of training, by a hash of their prompt; reward models report on them."""
     max_length: Positive = 512
     """Tokens of a prompt with one completion; longer rows follow `overlong`."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
@@ -233,14 +235,26 @@ class RewardConfig(Section):
     """One reward function; several are summed with weights."""
 
     name: str
-    """A registered reward."""
+    """A registered reward; `model` for a trained reward model."""
     weight: float = 1.0
     """Its weight."""
+    path: str | None = None
+    """Of the reward `model`: its directory (a run, or the `model/` in it)."""
+    reference: str | None = None
+    """Of an implicit reward `model`: the model that its training started from, where that is not known."""
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> RewardConfig:
+        if self.name == "model" and self.path is None:
+            raise ValueError("the reward `model` needs `path`, the directory of a trained reward model")
+        if self.name != "model" and (self.path is not None or self.reference is not None):
+            raise ValueError(f"`path` and `reference` belong to the reward `model`, not to '{self.name}'")
+        return self
 
 
 class EvalConfig(Section):
@@ -256,6 +270,10 @@ class EvalConfig(Section):
     """Tokens at most; longer answers are counted as truncated."""
     preference_path: str | None = None
     """Held-out preference rows, scored by log-prob and by log-ratio (or by the reward head)."""
+    quality_path: str | None = None
+    """Held-out rows in the form that a reward model learns from (pairs, labels, steps), for its quality report."""
+    best_of: Positive = 8
+    """Reward heads answer tasks by picking one of this many samples of the start, drawn at temperature 1."""
 
 
 class RunConfig(Section):

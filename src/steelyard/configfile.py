@@ -74,6 +74,7 @@ ELSEWHERE = {
 _PATHS = (
     "data.path",
     "eval.preference_path",
+    "eval.quality_path",
     "model.name_or_path",
     "model.tokenizer",
     "model.chat_template",
@@ -374,6 +375,11 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
         place = values.get(section)
         if isinstance(place, dict) and isinstance(place.get(key), str):
             place[key] = _anchored(place[key], folder)
+    rewards = values.get("rewards")
+    for reward in rewards if isinstance(rewards, list) else []:
+        for key in ("path", "reference"):
+            if isinstance(reward, dict) and isinstance(reward.get(key), str):
+                reward[key] = _anchored(reward[key], folder)
     tasks = values.get("eval", {}).get("tasks") if isinstance(values.get("eval"), dict) else None
     if isinstance(tasks, list):
         for index, name in enumerate(tasks):

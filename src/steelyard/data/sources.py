@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from steelyard.config import DataConfig
 from steelyard.data.rows import Table, read_table
 from steelyard.errors import DataError, nearest, unknown
+from steelyard.files import canonical_json
 
 SHIPPED = Path(__file__).parent.parent / "builtin" / "data"
 """Directory of the data files that ship with the package."""
@@ -52,11 +55,30 @@ def read_source(path: str | Path, *, columns: Mapping[str, str] | None = None, l
     return replace(table, source=str(path)) if str(path).startswith("data:") else table
 
 
-def load_table(data: DataConfig) -> Table:
-    """The rows of ``data.path``, with columns renamed and cut to ``data.limit``."""
+def load_table(data: DataConfig, part: Literal["train", "held_out"] = "train") -> Table:
+    """The rows of ``data.path``, with columns renamed and cut to ``data.limit``; without those of ``data.holdout``.
+
+    ``part="held_out"`` gives the others: those that nothing is trained on.
+    """
     if data.path is None:
         raise DataError("data.path is not given: a built-in task has items, not a file of rows")
-    return read_source(data.path, columns=data.columns, limit=data.limit)
+    table = read_source(data.path, columns=data.columns, limit=data.limit)
+    if not data.holdout:
+        return replace(table, rows=[], lines=[]) if part == "held_out" else table
+    kept = [i for i, row in enumerate(table.rows) if _held_out(row, data.holdout) == (part == "held_out")]
+    if not kept:
+        words = "is kept out of training" if part == "held_out" else "is left to train on"
+        raise DataError(f"{table.source}: data.holdout={data.holdout:g} of {len(table)} rows: not one row {words}")
+    return replace(table, rows=[table.rows[i] for i in kept], lines=[table.lines[i] for i in kept])
+
+
+def _held_out(row: Mapping[str, object], share: float) -> bool:
+    """Whether a row is kept out of training: a matter of its prompt alone (of all of it, where it has none), so that
+    rows of one prompt stay together, and of no other row."""
+    prompt = next((row[name] for name in ("prompt", "input", "question") if row.get(name)), None)
+    text = prompt if prompt is not None else {k: row[k] for k in ("messages", "text", "chosen") if k in row}
+    digest = hashlib.sha256(canonical_json(text).encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def row_texts(table: Table) -> Iterator[str]:

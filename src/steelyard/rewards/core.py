@@ -44,7 +44,9 @@ def reward(name: str) -> Callable[[Reward], Reward]:
 
 def get_reward(name: str, *, where: str = "rewards") -> Reward:
     """The reward called ``name``; :class:`ConfigError` with the nearest choice when there is none."""
-    import steelyard.rewards.verifiers  # noqa: F401  registers itself; it imports this module, hence here
+    # They register themselves; they import this module, hence here.
+    import steelyard.rewards.models
+    import steelyard.rewards.verifiers  # noqa: F401
 
     return rewards.get(name, where=where)
 

@@ -185,20 +185,38 @@ def _task_identity(name: str) -> str:
 
 def data_hashes(cfg: RunConfig) -> dict[str, str]:
     """Content hashes of every input file by dotted config key, for a run's identity."""
-    files = {"data.path": cfg.data.path, "eval.preference_path": cfg.eval.preference_path}
+    files = {
+        "data.path": cfg.data.path,
+        "eval.preference_path": cfg.eval.preference_path,
+        "eval.quality_path": cfg.eval.quality_path,
+    }
     hashes = {key: sha256_file(resolve_path(path)) for key, path in files.items() if path is not None}
     for key in ("tokenizer", "chat_template"):  # part of the model's fingerprint; their place does not matter
         if getattr(cfg.model, key) is not None:
             hashes[f"model.{key}"] = "in weights"
     if cfg.data.task is not None:
         hashes["data.task"] = _task_identity(cfg.data.task)
+    for index, reward in enumerate(cfg.rewards):
+        for key in ("path", "reference"):
+            if (place := getattr(reward, key)) is not None:
+                model = ModelConfig(name_or_path=str(reward_directory(place)))
+                hashes[f"rewards.{index}.{key}"] = model_fingerprint(model)
     if cfg.eval.tasks:
         hashes["eval.tasks"] = " ".join(map(_task_identity, cfg.eval.tasks))
     return hashes
+
+
+def reward_directory(place: str) -> str:
+    """The model of a run directory; any other place as it is."""
+    return str(Path(place) / "model") if (Path(place) / "run.json").is_file() else place
 
 
 def run_identity_of(cfg: RunConfig, plugins: dict[str, str] | None = None) -> dict[str, Any]:
     """The identity of a run (see :func:`steelyard.rundir.run_identity`), without loading anything."""
     from steelyard.rundir import run_identity
 
-    return run_identity(cfg, data=data_hashes(cfg), weights=model_fingerprint(cfg.model), plugins=plugins)
+    data = data_hashes(cfg)
+    # The same reward model elsewhere is the same one: its hash is among the data, its place does not matter.
+    places = {"path": None, "reference": None}
+    plain = cfg.model_copy(update={"rewards": [reward.model_copy(update=places) for reward in cfg.rewards]})
+    return run_identity(plain, data=data, weights=model_fingerprint(cfg.model), plugins=plugins)

@@ -21,6 +21,7 @@ from steelyard.errors import ConfigError, RunError
 from steelyard.evals.runner import evaluate_preferences, evaluate_tasks
 from steelyard.models.load import Policy, freeze_copy, save_policy, weights_sha256
 from steelyard.models.reference import attach_reference
+from steelyard.rewards.models import reward_of
 from steelyard.rundir import RunDir, peak_memory_mib, reset_peak_memory, run_id
 from steelyard.trainer.loop import Loop, Progress
 from steelyard.trainer.moving import MovingReference
@@ -202,7 +203,7 @@ class _Run:
                 mismatch=self.spec.mismatched,
                 moving=self._moving(start),
             )
-        rewards = [(r.name, r.weight) for r in self.cfg.rewards] or [(self._verifier(), 1.0)]
+        rewards = [(reward_of(r), r.weight) for r in self.cfg.rewards] or [(self._verifier(), 1.0)]
         return OnlineSource(
             prompts=rows.groups,
             train=self.cfg.train,
