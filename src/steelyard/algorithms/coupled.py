@@ -212,9 +212,9 @@ def beta_dpo(
 ) -> Tensor:
     r"""DPO with a dynamic beta per step and filtering, beta-DPO (Wu et al., 2024).
 
-    The mean over kept pairs of $-\log\sigma(\beta_bD)$ with $\beta_b=\max(10^{-3},\beta(1+a(\overline M-M_0)))$.  $M$ is
-    the detached gap $D$, $\overline M$ its mean over the kept pairs, $M_0$ and $s$ are moving averages of its mean and
-    spread; a share `keep` of the step is drawn without replacement with weights $e^{-(M-M_0)^2/2s^2}$.
+    The mean over kept pairs of $-\log\sigma(\beta_bD)$ with $\beta_b=\max(10^{-3},\beta(1+a(\overline M-M_0)))$.
+    $M$ is the detached gap $D$, $\overline M$ its mean over the kept pairs, $M_0$ and $s$ are moving averages of its
+    mean and spread; a share `keep` of the step is drawn without replacement with weights $e^{-(M-M_0)^2/2s^2}$.
 
     Watch: the averages start from 0, so the first steps' beta and weights are far off.
 
