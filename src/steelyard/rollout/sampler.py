@@ -10,8 +10,9 @@ finished completions leave the batch.  Models with other kinds of layers are sam
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from steelyard.data.packing import PaddedLayout
 from steelyard.data.render import stop_ids
-from steelyard.errors import DataError
+from steelyard.errors import DataError, ModelError
 from steelyard.models.attention import (
     attention_implementation,
     base_of,
@@ -32,10 +33,11 @@ from steelyard.models.attention import (
 from steelyard.models.load import Policy
 from steelyard.models.logprobs import output_head
 from steelyard.rollout.decode import NAME, DecodeCache, deal
+from steelyard.rollout.mixture import Mixture
 from steelyard.rollout.sampling import SamplingParams, choose, stream_matrix
 from steelyard.types import Group
 
-__all__ = ["NativeSampler", "Sampler", "SamplingParams"]
+__all__ = ["Mixture", "NativeSampler", "Sampler", "SamplingParams"]
 
 PREFILL_TOKENS = 4096
 """Prompt tokens per forward pass (at least one prompt): bounds the temporaries of long prompts."""
@@ -66,6 +68,8 @@ class NativeSampler:
         pad_id: any valid token id; it is computed on and never seen.
         max_batch: completions that are written at the same time.
         policy_version: stored in every group; may be set between calls.
+        using: entered around every use of the model (a policy whose adapter is disabled).
+        mixture: another model that writes along.
 
     Attributes:
         why: empty, or why the model is sampled through transformers' ``generate`` instead.
@@ -79,24 +83,45 @@ class NativeSampler:
         pad_id: int,
         max_batch: int = 256,
         policy_version: int = 0,
+        using: Callable[[], AbstractContextManager[object]] = nullcontext,
+        mixture: Mixture | None = None,
     ) -> None:
         self.model = model
+        self.mixture = mixture
+        self._voices = [_Voice(model, using)]
         self.eos_ids = tuple(sorted(set(eos_ids)))
         self.pad_id = pad_id
         self.max_batch = max_batch
         self.policy_version = policy_version
+        self.why = self._why_not_native(model)
+        if mixture is not None:
+            reason = self.why or self._why_not_native(mixture.other.model)
+            if reason:
+                raise ModelError(f"a mixture of two models needs both to use the attention interface; one is {reason}")
+            self._voices.append(_Voice(mixture.other.model, mixture.other.measuring))
+
+    @staticmethod
+    def _why_not_native(model: nn.Module) -> str:
         base = base_of(model)
         if base not in _support:
             with _evaluating(model):  # the question is asked by a small forward pass
                 _support[base] = supports_packing(model)
         able, reason = _support[base]
-        self.why = "" if able else f"sampled through transformers' generate: {reason}"
+        return "" if able else f"sampled through transformers' generate: {reason}"
 
     @classmethod
-    def of(cls, policy: Policy, *, policy_version: int = 0) -> NativeSampler:
+    def of(cls, policy: Policy, *, policy_version: int = 0, mixture: Mixture | None = None) -> NativeSampler:
         """The sampler of a policy: it stops where the policy's tokenizer, template or generation config end."""
         ends = {*policy.eos_ids, *stop_ids(policy.tokenizer)}
-        return cls(policy.model, eos_ids=ends, pad_id=policy.pad_id, policy_version=policy_version)
+        using = policy.measuring if policy.adapter_disabled else nullcontext
+        return cls(
+            policy.model,
+            eos_ids=ends,
+            pad_id=policy.pad_id,
+            policy_version=policy_version,
+            using=using,
+            mixture=mixture,
+        )
 
     def generate(
         self, prompts: Sequence[np.ndarray], params: SamplingParams, *, seed: int, keys: Sequence[str] = ()
@@ -121,8 +146,8 @@ class NativeSampler:
         names = list(keys) if len(keys) else [str(index) for index in range(len(prompts))]
         if len(names) != len(prompts) or len(set(names)) != len(names):
             raise DataError(f"sampling: {len(prompts)} prompts need as many distinct keys, got {len(names)}")
-        base = base_of(self.model)
-        room = getattr(base.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        bases = [base_of(voice.model) for voice in self._voices]
+        room = min(getattr(b.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize for b in bases)
         for name, prompt in zip(names, prompts, strict=True):
             if len(prompt) == 0:
                 raise DataError(f"sampling: prompt '{name}' has no token (an empty prompt is BOS)")
@@ -132,31 +157,34 @@ class NativeSampler:
                     f"{params.max_completion_length} it may exceed the model's {room} positions"
                 )
 
-        device = base.device
+        device = bases[0].device
         stop = torch.tensor(sorted({*self.eos_ids, *params.stop_ids}), dtype=torch.long, device=device)
-        write = _through_generate if self.why else _native
         written: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, bool]] = {}
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), ExitStack() as stack:
+            for voice in self._voices:
+                stack.enter_context(_evaluating(voice.model))
             for wave, samples in _waves(prompts, params.n, self.max_batch, equal_lengths=bool(self.why)):
                 rows = [(prompt, sample) for prompt in wave for sample in samples]
                 streams = stream_matrix(
                     seed, [names[p] for p, _ in rows], [s for _, s in rows], params.max_completion_length
                 )
-                tokens, logps = write(
-                    self.model,
-                    [prompts[p] for p in wave],
-                    len(samples),
-                    params,
-                    torch.from_numpy(streams).to(device),
-                    stop,
-                    self.pad_id,
-                )
+                uniforms = torch.from_numpy(streams).to(device)
+                tokens, logps = self._write([prompts[p] for p in wave], len(samples), params, uniforms, stop)
                 for row, result in zip(rows, _cut(tokens, logps, stop), strict=True):
                     written[row] = result
         return [
             self._group(prompt, name, [written[place, sample] for sample in range(params.n)])
             for place, (prompt, name) in enumerate(zip(prompts, names, strict=True))
         ]
+
+    def _write(
+        self, prompts: Sequence[np.ndarray], n: int, params: SamplingParams, streams: Tensor, stop: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probabilities ``[t, g * n]`` of one wave (see :func:`_native`)."""
+        if not self.why:
+            return _native(self._voices, self.mixture, prompts, n, params, streams, stop, self.pad_id)
+        with self._voices[0].using():
+            return _through_generate(self.model, prompts, n, params, streams, stop, self.pad_id)
 
     def _group(self, prompt: np.ndarray, key: str, completions: list[tuple[np.ndarray, np.ndarray, bool]]) -> Group:
         tokens = tuple(ids for ids, _, _ in completions)
@@ -227,8 +255,44 @@ def _cut(tokens: Tensor, logps: Tensor, stop: Tensor) -> Iterator[tuple[np.ndarr
 # The native engine
 
 
+@dataclass(frozen=True, eq=False)
+class _Voice:
+    """A model that writes, and what has to be entered around every use of it."""
+
+    model: nn.Module
+    using: Callable[[], AbstractContextManager[object]]
+
+
+class _Writer:
+    """A voice at work: its keys and values, and the hidden states that predict the next tokens."""
+
+    def __init__(self, voice: _Voice, prompts: Sequence[np.ndarray], n: int, steps: int, pad_id: int) -> None:
+        self.using = voice.using
+        base = base_of(voice.model)
+        self.backbone, self.head = base.base_model, output_head(base)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=base.device)
+        self.cache = DecodeCache(lengths, slots=n, max_steps=steps - 1)
+        with self.using():
+            first = _read_prompts(self.backbone, self.cache, prompts, pad_id)
+        self.hidden = first.repeat_interleave(n, 0)
+
+    def logits(self) -> Tensor:
+        """``[rows, v]`` of the next tokens, in float32 at least."""
+        with self.using():
+            return self.head(self.hidden).to(torch.promote_types(self.hidden.dtype, torch.float32))
+
+    def append(self, token: Tensor, position: Tensor) -> None:
+        """Read the token that was chosen for each row."""
+        with self.using():
+            self.hidden = self.backbone(
+                input_ids=token[:, None], position_ids=position, use_cache=False, decode=self.cache
+            ).last_hidden_state[:, 0]
+        self.cache.step += 1
+
+
 def _native(
-    model: nn.Module,
+    voices: Sequence[_Voice],
+    mixture: Mixture | None,
     prompts: Sequence[np.ndarray],
     n: int,
     params: SamplingParams,
@@ -239,6 +303,7 @@ def _native(
     """Write n completions per prompt together.
 
     Args:
+        voices: the model that writes; with a mixture, both.
         prompts: g arrays of token ids.
         streams: ``float64[max_completion_length, g * n]`` uniforms, one column per completion.
         stop: ids that end a completion.
@@ -246,28 +311,26 @@ def _native(
     Returns:
         Tokens ``int64[t, g * n]`` and log-probabilities ``[t, g * n]``; what follows a stop is meaningless.
     """
-    with attention_implementation(model, NAME):
-        base = base_of(model)
-        backbone, head = base.base_model, output_head(base)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=base.device)
-        cache = DecodeCache(lengths, slots=n, max_steps=params.max_completion_length - 1)
-        first = _read_prompts(backbone, cache, prompts, pad_id)
-
-        steps, rows = streams.shape
-        # One column more than rows: empty slots of the batch write there.
-        tokens = torch.full((steps, rows + 1), pad_id, dtype=torch.long, device=base.device)
-        logps = torch.zeros(steps, rows + 1, dtype=_logit_type(first), device=base.device)
-        streams = torch.nn.functional.pad(streams, (0, 1))
-        row_of = torch.arange(rows, device=base.device)
+    steps, rows = streams.shape
+    with ExitStack() as stack:
+        for voice in voices:
+            stack.enter_context(attention_implementation(voice.model, NAME))
+        writers = [_Writer(voice, prompts, n, steps, pad_id) for voice in voices]
+        device = streams.device
+        row_of = torch.arange(rows, device=device)
         prompt_of = np.repeat(np.arange(len(prompts)), n)
-        alive = torch.ones(rows, dtype=torch.bool, device=base.device)
-        position = lengths.repeat_interleave(n)[:, None]
-        hidden = first.repeat_interleave(n, 0)
+        alive = torch.ones(rows, dtype=torch.bool, device=device)
+        position = writers[0].cache.lengths.repeat_interleave(n)[:, None]
+        logits = [writer.logits() for writer in writers]
+        # One column more than rows: empty slots of the batch write there.
+        tokens = torch.full((steps, rows + 1), pad_id, dtype=torch.long, device=device)
+        logps = torch.zeros(steps, rows + 1, dtype=logits[0].dtype, device=device)
+        streams = torch.nn.functional.pad(streams, (0, 1))
         for t in range(steps):
-            logits = head(hidden).to(logps.dtype)
-            token, logp = choose(logits, streams[t].index_select(0, row_of), params)
+            joined = logits[0] if mixture is None else mixture.join(*logits)
+            token, logp = choose(joined, streams[t].index_select(0, row_of), params)
             tokens[t, row_of] = token
-            logps[t, row_of] = logp
+            logps[t, row_of] = logp.to(logps.dtype)
             alive &= ~_is_stop(token, stop)
             left = int(alive.sum())
             if left == 0 or t + 1 == steps:
@@ -275,16 +338,16 @@ def _native(
             if left <= COMPACT_BELOW * len(alive):
                 sources, identity = deal(prompt_of, alive.cpu().numpy(), row_of.cpu().numpy(), rows)
                 if identity.size <= COMPACT_BELOW * len(alive):
-                    cache.select(sources[:, 0] // cache.slots, sources)
+                    for writer in writers:
+                        writer.cache.select(sources[:, 0] // writer.cache.slots, sources)
                     prompt_of = prompt_of[sources.ravel()]
-                    keep = torch.from_numpy(sources.ravel()).to(base.device)
+                    keep = torch.from_numpy(sources.ravel()).to(device)
                     token, position = token.index_select(0, keep), position.index_select(0, keep)
-                    row_of = torch.from_numpy(identity.ravel()).to(base.device)
+                    row_of = torch.from_numpy(identity.ravel()).to(device)
                     alive = row_of < rows
-            hidden = backbone(
-                input_ids=token[:, None], position_ids=position, use_cache=False, decode=cache
-            ).last_hidden_state[:, 0]
-            cache.step += 1
+            for writer in writers:
+                writer.append(token, position)
+            logits = [writer.logits() for writer in writers]
             position = position + 1
         raise AssertionError("unreachable: the last step returns")
 
@@ -318,10 +381,6 @@ def _read_prompts(backbone: nn.Module, cache: DecodeCache, prompts: Sequence[np.
         start = stop
     cache.reading = None
     return torch.cat(states)
-
-
-def _logit_type(hidden: Tensor) -> torch.dtype:
-    return torch.promote_types(hidden.dtype, torch.float32)
 
 
 # --------------------------------------------------------------------------------------------------
