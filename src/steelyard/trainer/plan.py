@@ -12,6 +12,7 @@ reference is computed once.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,19 @@ GIVEN = {
     "prompts": ["prompts", "verifier", "online samples"],
 }
 """What a method of each data stage was given on a task (reports state it)."""
+
+_WRITERS = {"teacher": "a teacher's samples", "gold": "gold answers"}
+
+
+def given_of(entry: Mapping[str, Any]) -> list[str]:
+    """What a method with this catalogue entry was given on a task, in words."""
+    rounds = entry["rounds"]
+    if rounds is None:
+        return list(GIVEN[entry["data"]])
+    if rounds["base"] == "pairs":
+        return [*GIVEN["pairs"], "online samples"]
+    writers = ["prompts", *(_WRITERS.get(name, "online samples") for name in rounds["samplers"])]
+    return list(dict.fromkeys(writers)) + (["verifier"] if rounds["judged"] else [])
 
 
 @dataclass(frozen=True)
@@ -77,8 +91,11 @@ def plan_stages(cfg: RunConfig) -> list[StageSpec]:
         start = {"stage": stages[-1].id}
     start_deps = (stages[-1].id,) if stages else ()
 
-    own_samples = entry["data"] in ("correct", "pairs") and cfg.data.generate is not None
-    if entry["data"] in ("correct", "pairs"):
+    rounds = entry["rounds"]
+    # Rounds that start from pairs take a file's as they are: there `data.generate` is about the rounds alone.
+    makes_pairs = rounds is not None and rounds["base"] == "pairs" and cfg.data.task is not None
+    own_samples = (entry["data"] in ("correct", "pairs") and cfg.data.generate is not None) or makes_pairs
+    if entry["data"] in ("correct", "pairs", "rounds"):
         check_rows(cfg)
     if own_samples:
         generate = cfg.data.generate
@@ -91,10 +108,10 @@ def plan_stages(cfg: RunConfig) -> list[StageSpec]:
             **common,
         }
         stages.append(_stage("generate", spec, start_deps))
-        kind: Kind = "pairs" if entry["data"] == "pairs" else "correct"
+        kind: Kind = "pairs" if entry["data"] == "pairs" or makes_pairs else "correct"
         limit = generate.max_pairs_per_prompt if kind == "pairs" else generate.max_correct_per_prompt
         stages.append(_stage(kind, {"limit": limit, "seed": cfg.seed}, (stages[-1].id,)))
-    if entry["reference"] == "frozen" and not entry["online"]:
+    if entry["reference"] == "frozen" and not entry["online"] and rounds is None:
         rows = {"stage": stages[-1].id} if own_samples else {"data": data_fingerprint(cfg)}
         deps = (stages[-1].id,) if own_samples else start_deps
         spec = {"start": start, "rows": rows, "budget": cfg.train.tokens_per_microbatch, "threads": cfg.threads}
@@ -103,8 +120,13 @@ def plan_stages(cfg: RunConfig) -> list[StageSpec]:
 
 
 def check_rows(cfg: RunConfig) -> None:
-    """A method that learns from pairs or verified samples needs ``data.generate`` on a task."""
+    """A method that learns from samples needs ``data.generate``: on a task, and if it samples in rounds always."""
     entry = describe(cfg.algorithm.name)
+    if entry["rounds"] is not None and cfg.data.generate is None:
+        raise ConfigError(
+            f"algorithm '{cfg.algorithm.name}' samples while it trains: add a `data.generate` section (prompts of a "
+            "round, num_generations, temperature, max_completion_length)"
+        )
     if cfg.data.task is not None and cfg.data.generate is None:
         what = "preference pairs" if entry["data"] == "pairs" else "verified samples of the model"
         raise ConfigError(
