@@ -151,7 +151,7 @@ def test_sections_on_their_own() -> None:
         (BASE + "wat: 1\n", "unknown key 'wat'; choices: algorithm, data, eval,"),
         (
             BASE + "seed: 0\nrewards: [{name: answer, wieght: 2}]\n",
-            "rewards.0: unknown key 'wieght'; choices: name, weight, path, reference.",
+            "rewards.0: unknown key 'wieght'; choices: name, path, reference, weight.",
         ),
         # algorithms
         (

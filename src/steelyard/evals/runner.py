@@ -7,7 +7,7 @@ be judged is counted apart and never a zero; truncated and empty answers are cou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -18,8 +18,10 @@ from steelyard.data.render import completion_ids, completion_text, prompt_ids
 from steelyard.errors import DataError, NumericalError
 from steelyard.evals.task import Item, Purpose, Task, Verdict
 from steelyard.evals.tasks import get_task
+from steelyard.models.heads import RewardFacts
 from steelyard.models.load import Policy
-from steelyard.models.logprobs import completion_scores, token_logprobs
+from steelyard.models.logprobs import token_logprobs
+from steelyard.rewards.models import RewardModel
 from steelyard.rollout.sampler import NativeSampler, SamplingParams
 from steelyard.types import Group
 
@@ -66,29 +68,44 @@ def evaluate_tasks(
             else:
                 rows = _choice(policy, model, task, items)
                 means = ("score", "acc_norm")
-        head = {"task": task.name, "version": task.version, "role": task.role, "kind": task.kind}
-        records = [{**head, "split": cfg.split, **row} for row in rows]
-        scored = [row for row in records if row["score"] is not None]
-        if not scored:
-            raise DataError(f"task '{task.name}': none of {len(records)} answers could be judged{_errors(rows)}")
-        for measure in means:
-            values = [float(row[measure]) for row in records if row[measure] is not None]
-            metrics[f"eval/{task.name}/{measure}"] = float(np.mean(values)) if values else float("nan")
-        metrics[f"eval/{task.name}/unscored"] = 1.0 - len(scored) / len(records)
-        metrics[f"eval/{task.name}/n"] = float(len(records))
-        if writer is not None:
-            writer(task.name, records)
+        metrics |= summarise(task, cfg.split, rows, means, writer)
+    return metrics
+
+
+def summarise(
+    task: Task, split: str, rows: Sequence[Record], means: Sequence[str], writer: Writer | None
+) -> dict[str, float]:
+    """A task's metrics from its rows, which become its records."""
+    head = {"task": task.name, "version": task.version, "role": task.role, "kind": task.kind}
+    records = [{**head, "split": split, **row} for row in rows]
+    scored = [row for row in records if row["score"] is not None]
+    if not scored:
+        raise DataError(f"task '{task.name}': none of {len(records)} answers could be judged{_errors(rows)}")
+    metrics: dict[str, float] = {}
+    for measure in means:
+        values = [float(row[measure]) for row in records if row[measure] is not None]
+        metrics[f"eval/{task.name}/{measure}"] = float(np.mean(values)) if values else float("nan")
+    metrics[f"eval/{task.name}/unscored"] = 1.0 - len(scored) / len(records)
+    metrics[f"eval/{task.name}/n"] = float(len(records))
+    if writer is not None:
+        writer(task.name, records)
     return metrics
 
 
 def evaluate_preferences(
-    policy: Policy, groups: Sequence[Group], *, writer: Writer | None, head: Literal["lm", "score"]
+    policy: Policy,
+    groups: Sequence[Group],
+    *,
+    writer: Writer | None,
+    head: str,
+    reward: RewardModel | None = None,
 ) -> dict[str, float]:
     """How often ``policy`` prefers the chosen completion of held-out pairs.
 
     Args:
         groups: pairs, chosen first; with the token column ``ref`` they are also scored by log-ratio.
-        head: ``lm`` scores by summed log-probability, ``score`` by a reward head.
+        head: ``lm`` scores by summed log-probability, the others by a reward head.
+        reward: what the outputs of the head mean; default: higher is better.
 
     Returns:
         Under ``eval/preferences/``: ``accuracy_logprob`` and ``accuracy_logratio``, or ``accuracy`` (of a
@@ -99,8 +116,11 @@ def evaluate_preferences(
     for group in groups:
         if group.k != 2:
             raise DataError(f"held-out preferences: group {group.key} has {group.k} completions, expected two")
-    with policy.measuring() as model:
-        rows = _by_reward(policy, model, groups) if head == "score" else _by_logprob(policy, model, groups)
+    if head == "lm":
+        with policy.measuring() as model:
+            rows = _by_logprob(policy, model, groups)
+    else:
+        rows = _by_reward(reward or RewardModel(policy, RewardFacts()), groups)
     measures = {
         "accuracy_logprob": "correct_logprob",
         "accuracy_logratio": "correct_logratio",
@@ -134,15 +154,15 @@ def _generative(policy: Policy, task: Task, items: Sequence[Item], max_length: i
     for item, group in zip(items, groups, strict=True):
         (ids,), finished = group.completions, bool(group.completion_columns["finished"][0])
         text = completion_text(tokenizer, ids)
-        verdict, error = _judge(task, text, item)
+        verdict, error = judge(task, text, item)
         # An answer that was cut off at the length limit is not in the asked format, whatever it contains.
         strict = verdict.strict and finished if verdict.strict is not None else None
         rows.append(
             {
                 "item": item.id,
-                "score": _number(strict),
-                "strict": _number(strict),
-                "flexible": _number(verdict.flexible),
+                "score": number(strict),
+                "strict": number(strict),
+                "flexible": number(verdict.flexible),
                 "truncated": int(not finished),
                 "empty": int(len(ids) == int(finished)),
                 "length": len(ids),
@@ -155,7 +175,7 @@ def _generative(policy: Policy, task: Task, items: Sequence[Item], max_length: i
     return rows
 
 
-def _judge(task: Task, text: str, item: Item) -> tuple[Verdict, dict[str, str]]:
+def judge(task: Task, text: str, item: Item) -> tuple[Verdict, dict[str, str]]:
     """The task's verdict; a verifier that raises has not judged, and its record names the exception."""
     if task.verify is None:
         raise DataError(f"task '{task.name}' is generative but has no verifier")
@@ -165,7 +185,7 @@ def _judge(task: Task, text: str, item: Item) -> tuple[Verdict, dict[str, str]]:
         return Verdict(None, None), {"error": f"{type(error).__name__}: {error}"}
 
 
-def _number(verdict: bool | None) -> int | None:
+def number(verdict: bool | None) -> int | None:
     return None if verdict is None else int(verdict)
 
 
@@ -189,9 +209,9 @@ def _choice(policy: Policy, model: nn.Module, task: Task, items: Sequence[Item])
         rows.append(
             {
                 "item": item.id,
-                "score": int(_best(sums) == gold),
-                "acc_norm": int(_best(means) == gold),
-                "choice": _best(sums),
+                "score": int(best_index(sums) == gold),
+                "acc_norm": int(best_index(means) == gold),
+                "choice": best_index(sums),
                 "gold": gold,
                 "logps": sums,
                 "lengths": [len(values) for values in logps],
@@ -202,7 +222,7 @@ def _choice(policy: Policy, model: nn.Module, task: Task, items: Sequence[Item])
     return rows
 
 
-def _best(values: Sequence[float]) -> int | None:
+def best_index(values: Sequence[float]) -> int | None:
     """Index of the largest value; None when it is shared, so that a model without an opinion scores zero."""
     top = max(values)
     return values.index(top) if values.count(top) == 1 else None
@@ -244,21 +264,16 @@ def _by_logprob(policy: Policy, model: nn.Module, groups: Sequence[Group]) -> li
     return rows
 
 
-def _by_reward(policy: Policy, model: nn.Module, groups: Sequence[Group]) -> list[Record]:
-    rows = []
-    for batch in _batches(policy, groups):
-        scores = completion_scores(model, batch).double().cpu().numpy().reshape(-1, 2)
-        for group, (chosen, rejected) in zip(batch.groups, scores.tolist(), strict=True):
-            _check_finite(group, [chosen, rejected])
-            rows.append(
-                _pair(group)
-                | {
-                    "score_chosen": chosen,
-                    "score_rejected": rejected,
-                    "correct": _preferred(chosen, rejected, max(abs(chosen), abs(rejected))),
-                }
-            )
-    return rows
+def _by_reward(reward: RewardModel, groups: Sequence[Group]) -> list[Record]:
+    return [
+        _pair(group)
+        | {
+            "score_chosen": chosen,
+            "score_rejected": rejected,
+            "correct": _preferred(chosen, rejected, max(abs(chosen), abs(rejected))),
+        }
+        for group, (chosen, rejected) in zip(groups, (row.tolist() for row in reward.scores(groups)), strict=True)
+    ]
 
 
 def _pair(group: Group) -> Record:
