@@ -40,8 +40,9 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PIP) -c requirements.lock -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-oracles.txt
 	$(PIP) -c requirements.lock -e '.[dev,parquet]'
+	$(PIP) --no-deps -r requirements-oracles.txt
 	touch $@
 
 clean:

@@ -84,7 +84,6 @@ def against(
     names: Mapping[str, str] = BETA,
     ref: Callable[[], Any] = reference,
     columns: Mapping[str, float] | None = None,
-    scale: float = 1.0,
     fixed: Mapping[str, Any] | None = None,
     weighted: bool = False,
     **theirs: Any,
@@ -94,7 +93,6 @@ def against(
     Args:
         names: our hyperparameters -> TRL's.
         columns: constants of every pair.
-        scale: their loss times this is ours.
         fixed: hyperparameters of ours that TRL does not have.
         weighted: TRL's WPO weighting.
         theirs: settings of TRL that are not hyperparameters of ours.
@@ -107,7 +105,7 @@ def against(
         other = their_loss(chosen, rejected, *loss_types, them=them, **shared, **theirs)
         constant = {name: torch.full((len(chosen.ids),), value) for name, value in (columns or {}).items()}
         view = pairs(them.model, them.ref_model, chosen, rejected, **constant)
-        return scale * other, loss(key, view, reduce=True, **given, **(fixed or {})), them.model
+        return other, loss(key, view, reduce=True, **given, **(fixed or {})), them.model
 
     return Oracle(by or f"{TRL} ({' + '.join(loss_types)}), value and gradient", run, settings)
 
@@ -220,10 +218,9 @@ ORACLES: dict[str, list[Oracle]] = {
         against(
             "sppo",
             "sppo_hard",
-            by=f"{TRL} (sppo_hard, halved as in the authors' code; P_w=1, P_l=0), value and gradient",
+            by=f"{TRL} (sppo_hard; P_w=1, P_l=0), value and gradient",
             settings=grid(beta=(1e-3, 0.01, 0.1)),
             columns={"p_chosen": 1.0, "p_rejected": 0.0},
-            scale=0.5,
         )
     ],
     "aot": [against("aot", "aot", settings=SMOOTHED, names=SMOOTH)],
@@ -275,6 +272,10 @@ ORACLES: dict[str, list[Oracle]] = {
         Oracle(f"{TRL} (sigmoid + sft at weight alpha) with the token-mean NLL", _rpo_nll, RPO),
     ],
     "tr_dpo": [against("tr_dpo", "sigmoid", by=f"{TRL} (sigmoid): the loss, at a standing reference", settings=SMALL)],
+    **{
+        key: [against(key, "sigmoid", by=f"{TRL} (sigmoid): the loss, not how the pairs are made", settings=SMALL)]
+        for key in ("spin", "online_dpo", "iterative_dpo", "filtered_dpo")
+    },
     "step_dpo": [against("step_dpo", "sigmoid", by=f"{TRL} (sigmoid): the loss", settings=SMALL)],
     "sft": [Oracle(f"{TRL} (sft), value and gradient", _sft)],
 }

@@ -33,6 +33,7 @@ from oracle_tools import (
     joined,
     logits_of,
     models,
+    pairs,
     policy,
     ragged,
     reference,
@@ -163,6 +164,17 @@ def sft_run(key: str, loss_type: str = "nll", *, whole_text: bool = False) -> An
         return torch.stack(theirs).sum(), torch.stack(ours).sum(), model
 
     return run
+
+
+def _unlikelihood(given: dict[str, Any], seed: int) -> Both:
+    """torch's cross-entropy of the chosen tokens, and its binary cross-entropy of the rejected ones as negatives."""
+    model, _ = models()
+    chosen, rejected = ragged(seed, 5), ragged(seed + 1, 5)
+    wanted, unwanted = (side.trained[:, 1:].bool() for side in (chosen, rejected))
+    likely = F.cross_entropy(logits_of(model, chosen)[wanted], chosen.ids[:, 1:][wanted])
+    p = token_logps(model, rejected)[0][unwanted].exp()
+    theirs = likely + given["alpha"] * F.binary_cross_entropy(p, torch.zeros_like(p))
+    return theirs, loss("unlikelihood", pairs(model, None, chosen, rejected), reduce=True, **given), model
 
 
 # --------------------------------------------------------------------------------------------------
@@ -377,8 +389,14 @@ ORACLES: dict[str, list[Oracle]] = {
     ],
     "implicit_prm": [Oracle("torch binary_cross_entropy_with_logits of the implicit reward", _implicit_prm, BETAS)],
     "sft": [Oracle(SFT.format("nll"), sft_run("sft"))],
-    "rft": [Oracle(SFT.format("nll") + ": the loss only", sft_run("rft"))],
+    **{
+        key: [Oracle(SFT.format("nll") + ": the loss, not how the rows are made", sft_run(key))]
+        for key in ("rft", "raft", "best_of_n", "rest", "rest_em", "star", "seqkd")
+    },
     "cpt": [Oracle(SFT.format("nll") + ", every token a label", sft_run("cpt", whole_text=True))],
+    "unlikelihood": [
+        Oracle("torch cross_entropy and binary_cross_entropy", _unlikelihood, grid(alpha=(0.0, 0.5, 1.0)))
+    ],
     "dft": [Oracle(SFT.format("dft"), sft_run("dft", "dft"))],
     "gkd": [
         Oracle(

@@ -99,6 +99,17 @@ def against_cpo(
     return Oracle(f"TRL 1.16 CPOTrainer ({words}), value and gradient", run, settings)
 
 
+def _slic(given: dict[str, Any], seed: int) -> Both:
+    """The hinge at one of CPO, stretched to delta; the pull to the chosen completion is its summed NLL."""
+    them, delta = cpo_trainer(), given["delta"]
+    them.loss_type, them.beta, them.alpha, them.cpo_alpha = "hinge", 1 / delta, 0.0, 0.0
+    chosen, rejected = two_sides(seed)
+    inputs = older_inputs(chosen, rejected)
+    summed = them.concatenated_forward(them.model, inputs)[0]
+    theirs = delta * them.compute_loss(them.model, inputs) - given["lam"] * summed.mean()
+    return theirs, loss("slic_hf", pairs(them.model, None, chosen, rejected), reduce=True, **given), them.model
+
+
 @cache
 def orpo_trainer() -> Any:
     return trainer(ORPOTrainer, ORPOConfig, PAIR, max_length=64)
@@ -160,18 +171,11 @@ def liger(
     *,
     ref: Any = reference,
     columns: Mapping[str, float] | None = None,
-    scale: float = 1.0,
-    note: str = "",
 ) -> Oracle:
-    """One variant of Liger's DPO loss; ``scale``: their loss times this is ours."""
+    """One variant of Liger's DPO loss."""
     chosen = names or {"beta": "beta"}
     run = liger_run(key, LigerFusedLinearDPOLoss, chosen, ref=ref, columns=columns or {}, loss_type=loss_type)
-
-    def scaled(given: dict[str, Any], seed: int) -> Both:
-        theirs, ours, model = run(given, seed)
-        return scale * theirs, ours, model
-
-    return Oracle(f"Liger 0.8.5 DPO ({loss_type}{note}), value and gradient", scaled, settings, seeds=(7,))
+    return Oracle(f"Liger 0.8.5 DPO ({loss_type}), value and gradient", run, settings, seeds=(7,))
 
 
 def liger_free(
@@ -292,6 +296,13 @@ ORACLES: dict[str, list[Oracle]] = {
         Oracle("TRL 1.16 ORPOTrainer's odds ratio with long prompts", _orpo_odds_ratio, grid(lam=(0.1, 1.0)), 5e-5),
         liger_free("orpo", LigerFusedLinearORPOLoss, grid(lam=(0.1, 1.0)), {"lam": "beta"}),
     ],
+    "slic_hf": [
+        Oracle(
+            "TRL 1.16 CPOTrainer (hinge at beta 1/delta, times delta) less lam times its chosen log-probability",
+            _slic,
+            grid(delta=(1.0, 5.0), lam=(0.0, 0.1)),
+        )
+    ],
     "dpo": [
         liger("dpo", "sigmoid", BETAS),
         of_sums("torchtune 0.6.1 DPOLoss", "dpo", torchtune_cdpo, BETAS),
@@ -326,8 +337,6 @@ ORACLES: dict[str, list[Oracle]] = {
             "sppo_hard",
             grid(beta=(1e-3, 0.1)),
             columns={"p_chosen": 1.0, "p_rejected": 0.0},
-            scale=0.5,
-            note=", halved",
         )
     ],
     "apo_zero": [liger("apo_zero", "apo_zero", BETAS)],
