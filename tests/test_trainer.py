@@ -33,13 +33,22 @@ load_algorithms()
 FAMILY_METHODS = ["sft", "rft", "dpo", "kto", "rm", "grpo"]
 """One method of every family, and both kinds of self-made supervised rows."""
 
+REMEMBERING: list[str | dict[str, Any]] = [
+    "alpha_dpo",
+    {"name": "tr_dpo", "tau": 2},
+    "sampo",
+    "neftune",
+    {"name": "dpo_shift", "f": 0.5, "f_end": 1.0},
+]
+"""Methods whose step depends on more than its rows: running state, a moving reference, draws, noise, a schedule."""
 
-def config(algorithm: str, **changes: Any) -> RunConfig:
+
+def config(algorithm: str | dict[str, Any], **changes: Any) -> RunConfig:
     """A run of a few seconds: six steps on the smallest model."""
     tasks = [] if algorithm == "rm" else ["arithmetic"]
     plain: dict[str, Any] = {
         "model": {"name_or_path": "builtin:0.1m"},
-        "algorithm": {"name": algorithm},
+        "algorithm": algorithm,
         "data": {
             "task": "arithmetic",
             "limit": 64,
@@ -118,8 +127,8 @@ def test_any_split_of_a_step_gives_the_same_gradient(algorithm: str, cache: Path
         assert float((split - whole).norm() / whole.norm()) < 1e-12
 
 
-@pytest.mark.parametrize("algorithm", FAMILY_METHODS)
-def test_resumed_equals_uninterrupted(algorithm: str, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", [*FAMILY_METHODS, *REMEMBERING], ids=str)
+def test_resumed_equals_uninterrupted(algorithm: str | dict[str, Any], cache: Path, tmp_path: Path) -> None:
     cfg = config(algorithm)
     straight = execute(cfg, tmp_path / "straight", cache=cache).path
 
