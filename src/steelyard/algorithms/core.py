@@ -112,6 +112,7 @@ class AlgorithmSpec:
         columns: numbers that every row must carry besides its texts, as ``view.columns[name]`` ``[b]``.
         extras: further quantities of the forward pass (see :data:`Extra`), as ``sequences.extra(name)``.
         head: what the model puts out (see :data:`Head`).
+        costs: what the head puts out is a cost: less is better.
         mismatched: each prompt is also scored with another row's completion (KTO's z0).
         advantage: name of the advantage estimator (online methods).
         teacher: another model takes part, named by the recipe's ``teacher`` section.
@@ -137,6 +138,7 @@ class AlgorithmSpec:
     columns: tuple[str, ...] = ()
     extras: tuple[Extra, ...] = ()
     head: Head = "lm"
+    costs: bool = False
     mismatched: bool = False
     advantage: str | None = None
     teacher: bool = False
@@ -191,6 +193,7 @@ class AlgorithmSpec:
             "columns": list(self.columns),
             "extras": list(self.extras),
             "head": self.head,
+            "costs": self.costs,
             "mismatched": self.mismatched,
             "advantage": self.advantage,
             "teacher": self.teacher,
@@ -247,6 +250,7 @@ def algorithm(
     columns: tuple[str, ...] = (),
     extras: tuple[Extra, ...] = (),
     head: Head | None = None,
+    costs: bool = False,
     mismatched: bool = False,
     advantage: str | None = None,
     teacher: bool = False,
@@ -296,6 +300,7 @@ def algorithm(
                 columns=columns,
                 extras=extras,
                 head=head or _DEFAULT_HEAD.get(family, "lm"),
+                costs=costs,
                 mismatched=mismatched,
                 advantage=advantage,
                 teacher=teacher or kind == "teacher" or family == "Distill",

@@ -120,7 +120,7 @@ def implicit_prm(unpaired: Unpaired, *, beta: Annotated[float, Gt(0.0)] = 0.05) 
     return cross_entropy(reward, unpaired.label.to(reward.dtype))
 
 
-@algorithm(paper="2310.12773", columns=("sign_chosen", "sign_rejected"))
+@algorithm(costs=True, paper="2310.12773", columns=("sign_chosen", "sign_rejected"))
 def cost_model(scores: Scores, *, k: NonNegative = 1.0, eta: NonNegative = 0.0) -> dict[str, Tensor]:
     r"""Cost model of Safe RLHF (Dai et al., 2023).
 

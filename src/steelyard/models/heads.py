@@ -237,7 +237,7 @@ def facts_of(spec: _Spec, hyperparameters: dict[str, Any], reference: str | None
     return RewardFacts(
         algorithm=spec.key,
         head=spec.head,
-        cost="sign_chosen" in spec.columns,  # signs say that the output is a cost: above zero where unsafe
+        cost=spec.costs,
         probability="identity" if squared else "sigmoid",
     )
 

@@ -80,7 +80,7 @@ def accumulate(
         totals["loss"] += float(loss.detach())
         for name, part in parts.items():
             totals[f"loss/{name}"] += float(part.detach())
-        for name, values in diagnostics(view).items():
+        for name, values in diagnostics(view, costs=spec.costs).items():
             items[name].append(values.detach())
     if inputs.state:
         inputs.state = next_state(inputs.state, stats or {})

@@ -5,6 +5,7 @@ The flat order everywhere is: groups in order, their completions in order, train
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -303,13 +304,15 @@ def _labelled(group: Group, index: int) -> int:
 # Diagnostics: one ruler per family
 
 
-def diagnostics(view: Any) -> dict[str, Tensor]:
+def diagnostics(view: Any, *, costs: bool = False) -> dict[str, Tensor]:
     """Per-item values ``[b]`` whose step means are logged (maxima for names ending in ``/max``).
 
     Implicit rewards are summed log-ratios to the reference (beta = 1), so that methods with different
     betas, or none, are measured with one ruler.
     """
     with torch.no_grad():
+        if costs:  # a reward is a cost with its sign turned
+            view = dataclasses.replace(view, chosen=-view.chosen, rejected=-view.rejected)
         return _DIAGNOSTICS[type(view)](view)
 
 
