@@ -20,7 +20,7 @@ from steelyard.models.attention import base_of
 from steelyard.models.load import Policy
 from steelyard.trainer.forward import StepInput
 from steelyard.trainer.moving import MovingReference
-from steelyard.trainer.sources import Source
+from steelyard.trainer.sources import Prepared, Source
 from steelyard.trainer.state import load_extras, load_progress, restore_optimizer, restore_weights, save_checkpoint
 from steelyard.trainer.step import accumulate, learning_rate, make_optimizer, update
 
@@ -87,17 +87,21 @@ class Loop:
         started = time.perf_counter()
         # Dropout and anything else that draws from the global generator: a function of (seed, step).
         torch.manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
+        if isinstance(self.source, Prepared):
+            self.source.prepare(self)
         groups, found = self.source.groups(self.step, self.policy)
         self.policy.model.train()
         over = self.step / max(1, self.total - 1)
         measured = accumulate(self.inputs, groups, seed=(self.seed, self.step), progress=over)
-        if measured.get(MISMATCH, 0.0) > self.cfg.rollout.max_sampler_mismatch:
+        # Rounds may sample at another temperature, or from a mixture: only online rollouts must agree.
+        if self.spec.online and measured.get(MISMATCH, 0.0) > self.cfg.rollout.max_sampler_mismatch:
             raise NumericalError(
                 f"the sampler is not the policy: their log-probabilities differ by "
                 f"{measured[MISMATCH]:.3g} nats on average (rollout.max_sampler_mismatch is "
                 f"{self.cfg.rollout.max_sampler_mismatch:g}); nothing was updated"
             )
-        rate = learning_rate(self.cfg.optim, self.step, self.total)
+        place = self.source.schedule(self.step) if isinstance(self.source, Prepared) else (self.step, self.total)
+        rate = learning_rate(self.cfg.optim, *place)
         norm = update(self.policy, self.optimizer, self.cfg.optim, rate)
         self.step += 1
         if self.moving is not None:

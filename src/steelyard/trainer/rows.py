@@ -156,6 +156,7 @@ def write_groups(groups: Iterable[Group], texts: Callable[[np.ndarray], str]) ->
                 "completion_columns": {k: v.tolist() for k, v in group.completion_columns.items()},
                 "token_columns": {k: [x.tolist() for x in v] for k, v in group.token_columns.items()},
                 "policy_version": group.policy_version,
+                **({} if all(m.all() for m in group.masks) else {"masks": [m.tolist() for m in group.masks]}),
             }
         )
         for group in groups
@@ -163,12 +164,13 @@ def write_groups(groups: Iterable[Group], texts: Callable[[np.ndarray], str]) ->
 
 
 def read_group(row: Mapping[str, Any]) -> Group:
-    """The inverse of :func:`write_groups` for one line; every token of a completion is trained."""
+    """The inverse of :func:`write_groups` for one line."""
     completions = tuple(np.asarray(ids, np.int32) for ids in row["completion_ids"])
+    masks = row.get("masks") or [[True] * len(ids) for ids in completions]
     return Group(
         prompt=np.asarray(row["prompt_ids"], np.int32),
         completions=completions,
-        masks=tuple(np.ones(len(ids), bool) for ids in completions),
+        masks=tuple(np.asarray(mask, bool) for mask in masks),
         columns=row["columns"],
         completion_columns={k: np.asarray(v) for k, v in row["completion_columns"].items()},
         token_columns={k: tuple(np.asarray(x, np.float32) for x in v) for k, v in row["token_columns"].items()},

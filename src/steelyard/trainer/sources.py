@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,19 @@ class Source(Protocol):
 
     def groups(self, step: int, policy: Policy) -> tuple[list[Group], dict[str, float]]:
         """The step's groups, ready for the forward pass."""
+        ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A source that trains in rounds: it may change the loop before a step, and where its schedule begins."""
+
+    def prepare(self, loop: Any) -> None:
+        """Called before the groups of the loop's next step are asked for."""
+        ...
+
+    def schedule(self, step: int) -> tuple[int, int]:
+        """(step, total) that the learning rate of optimizer step ``step`` is taken at."""
         ...
 
 

@@ -1,0 +1,238 @@
+"""The source of iterative methods: in every round the policy (and others) write, a judge scores, some of it is kept.
+
+A round's rows lie in ``<run>/rounds/round-N``: ``samples.jsonl`` is everything that was written, judged;
+``rows.jsonl`` is what the round trains on, with policy version, behaviour and reference log-probabilities.  A run
+that continues in the middle of a round reads them back; at the start of a round they are made (again): sampling is
+a function of (seed, round, policy).  Methods whose every optimizer step is a round write nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from steelyard.algorithms.core import AlgorithmSpec, Rounds
+from steelyard.config import RunConfig
+from steelyard.data.packing import StepOrder
+from steelyard.data.render import completion_text
+from steelyard.errors import ConfigError, RunError
+from steelyard.files import atomic_directory, read_jsonl
+from steelyard.models.load import Policy, freeze_copy
+from steelyard.trainer.judge import Judge
+from steelyard.trainer.rows import read_group, write_groups
+from steelyard.trainer.sources import attach_now, total_steps
+from steelyard.trainer.step import make_optimizer
+from steelyard.trainer.writing import Writers
+from steelyard.types import Group
+
+if TYPE_CHECKING:
+    from steelyard.trainer.loop import Loop
+
+
+@dataclass(frozen=True)
+class Span:
+    """A round: its number (from 0), its first optimizer step, and how many steps it has."""
+
+    index: int
+    first: int
+    length: int
+
+
+class RoundSource:
+    """Rows that are made anew in every round, served step by step in a seeded order.
+
+    Args:
+        rows: what rounds start from: prompts with their own completion, or preference pairs.
+        judge: scores what was written.
+        start: the policy at step 0; copied where the method needs it later.
+        run: the run's directory.
+        teacher: for methods that have one.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        spec: AlgorithmSpec,
+        rows: Sequence[Group],
+        judge: Judge,
+        *,
+        start: Policy,
+        run: Path,
+        teacher: Policy | None = None,
+    ) -> None:
+        assert spec.rounds is not None and cfg.data.generate is not None
+        self.cfg, self.spec, self.base = cfg, spec, list(rows)
+        self.rounds: Rounds = spec.rounds
+        self.hyperparameters = cfg.algorithm.hyperparameters
+        self.path = run / "rounds"
+        switch = spec.reference_unless_zero
+        self.reference = "none" if switch and not self.hyperparameters[switch] else spec.reference
+        samples_start = "reference" in self.rounds.samplers or ("mixture" in self.rounds.samplers and teacher is None)
+        self.frozen = freeze_copy(start) if self.reference == "frozen" or samples_start else None
+        self.teacher = teacher
+        self.writers = Writers(cfg, spec, judge, frozen=self.frozen, teacher=teacher)
+        self.tokenizer = start.tokenizer
+        self._start = _trainable(start) if self.rounds.restart else {}
+        self._plan(cfg.data.generate.prompts)
+        self._span: Span | None = None
+        self._rows: list[Group] = []
+        self._metrics: dict[str, float] = {}
+
+    def _plan(self, prompts: int) -> None:
+        """How many rounds and steps there are, and which rows each round takes."""
+        train, given = self.cfg.train, self.rounds.rounds
+        self.count: int | None = self.hyperparameters[given] if isinstance(given, str) else given
+        if self.count is None:
+            self.order = StepOrder(len(self.base), train.prompts_per_step, self.cfg.seed)
+            self.total_steps = total_steps(len(self.base), train)
+            return
+        per_round = len(self.base) if self.rounds.base == "pairs" else min(prompts, len(self.base))
+        self.order = StepOrder(len(self.base), per_round, self.cfg.seed)
+        self.total_steps = train.max_steps or self.count * total_steps(per_round, train)
+        if self.total_steps < self.count:
+            raise ConfigError(
+                f"train.max_steps: {self.count} rounds of '{self.spec.key}' need at least as many optimizer steps, got "
+                f"{self.total_steps}; raise it, or take fewer rounds"
+            )
+
+    # -- what the loop asks for
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that were sampled so far."""
+        return self.writers.generated_tokens
+
+    @generated_tokens.setter
+    def generated_tokens(self, tokens: int) -> None:
+        self.writers.generated_tokens = tokens
+
+    def span(self, step: int) -> Span:
+        """The round that optimizer step ``step`` (from 0) belongs to; rounds split the steps evenly."""
+        if self.count is None:
+            return Span(step, step, 1)
+        index = step * self.count // self.total_steps
+        first, end = self._first(index), self._first(index + 1)
+        return Span(index, first, end - first)
+
+    def _first(self, index: int) -> int:
+        assert self.count is not None
+        return -(-index * self.total_steps // self.count)
+
+    def schedule(self, step: int) -> tuple[int, int]:
+        """(step, total) of the learning rate: where rounds restart, each has a schedule of its own."""
+        span = self.span(step)
+        return (step - span.first, span.length) if self.rounds.restart else (step, self.total_steps)
+
+    def prepare(self, loop: Loop) -> None:
+        """Enter the round of the loop's next step; where rounds restart, put the start's weights back."""
+        span = self.span(loop.step)
+        self._enter(span, loop.step, loop.policy)
+        if self.rounds.restart and loop.step == span.first and span.index:
+            with torch.no_grad():
+                for name, parameter in loop.policy.model.named_parameters():
+                    if name in self._start:
+                        parameter.copy_(self._start[name])
+            loop.optimizer = make_optimizer(loop.policy.model, self.cfg.optim)
+
+    def groups(self, step: int, policy: Policy) -> tuple[list[Group], dict[str, float]]:
+        """The rows of ``step``, and what the samples of its round were like."""
+        span = self.span(step)
+        self._enter(span, step, policy)
+        if self.count is None:
+            return self._rows, self._metrics
+        seed = (self.cfg.seed * 1_000_003 + span.index) % 2**63
+        order = StepOrder(len(self._rows), self.cfg.train.prompts_per_step, seed)
+        return [self._rows[i] for i in order.indices(step - span.first)], self._metrics
+
+    # -- a round
+
+    def _enter(self, span: Span, step: int, policy: Policy) -> None:
+        """Make the rows of a round at its first step; read them where a run continues in its middle."""
+        if self._span == span:
+            return
+        made = self._make(span, policy) if step == span.first else self._read(span.index)
+        self._rows, self._metrics, self._span = *made, span
+
+    def _make(self, span: Span, policy: Policy) -> tuple[list[Group], dict[str, float]]:
+        metrics: dict[str, float] = {} if self.count is None else {"rounds/round": float(span.index + 1)}
+        reuse = self.hyperparameters[self.rounds.reuse] if self.rounds.reuse else 1
+        grown = span.index - span.index % reuse
+        if grown == span.index:
+            rows = [self.base[i] for i in self.order.indices(span.index)]
+            judged, found = self.writers.sample(rows, policy, number=span.index, version=span.first)
+            metrics |= found
+        else:
+            judged = self._load(grown, "samples.jsonl")
+        selected = self._select(judged, span)
+        metrics["rounds/rows"] = float(len(selected))
+        if self.rounds.accumulate and span.index:
+            selected += self._previous(span.index)
+        selected = self._attach(selected, policy)
+        if self.count is not None:
+            self._write(span.index, judged, selected, metrics)
+        return selected, metrics
+
+    def _select(self, judged: Sequence[Group], span: Span) -> list[Group]:
+        select = self.rounds.select
+        given = {**self.hyperparameters, "round": span.index}
+        wanted = {name: given[name] for name in inspect.signature(select).parameters if name in given}
+        rows: list[Group] = []
+        for place, group in enumerate(judged):
+            rng = np.random.default_rng([self.cfg.seed, span.index, place, 0x52])
+            rows += select(group, rng=rng, **wanted)
+        if not rows:
+            what = f"step {span.first + 1}" if self.count is None else f"round {span.index + 1} of {self.count}"
+            raise RunError(
+                f"{what}: algorithm '{self.spec.key}' found nothing to learn in the samples of {len(judged)} prompts; "
+                "raise data.generate.num_generations, the temperature or the number of prompts, or start from a model "
+                "that is right sometimes, but not always"
+            )
+        return rows
+
+    def _previous(self, index: int) -> list[Group]:
+        """The rows that the round before ``index`` made itself."""
+        made = self._first(index - 1)
+        rows = self._rows if self._span is not None else self._load(index - 1, "rows.jsonl")
+        return [group for group in rows if group.policy_version == made]
+
+    def _attach(self, rows: list[Group], policy: Policy) -> list[Group]:
+        models = {"frozen": self.frozen, "previous": policy, "teacher": self.teacher}
+        model = models.get(self.reference)
+        return rows if model is None else attach_now(model, rows, self.cfg.train.tokens_per_microbatch)
+
+    # -- on disk
+
+    def _directory(self, index: int) -> Path:
+        return self.path / f"round-{index + 1}"
+
+    def _write(self, index: int, judged: list[Group], rows: list[Group], metrics: dict[str, float]) -> None:
+        def text(ids: np.ndarray) -> str:
+            return completion_text(self.tokenizer, ids)
+
+        with atomic_directory(self._directory(index)) as temporary:
+            (temporary / "samples.jsonl").write_text(write_groups(judged, text), encoding="utf-8")
+            (temporary / "rows.jsonl").write_text(write_groups(rows, text), encoding="utf-8")
+            (temporary / "round.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+    def _read(self, index: int) -> tuple[list[Group], dict[str, float]]:
+        rows = self._load(index, "rows.jsonl")
+        metrics: dict[str, Any] = json.loads((self._directory(index) / "round.json").read_text(encoding="utf-8"))
+        return rows, metrics
+
+    def _load(self, index: int, name: str) -> list[Group]:
+        file = self._directory(index) / name
+        if not file.is_file():
+            raise RunError(f"{file}: not there, so the run cannot go on in round {index + 1}; start it over")
+        return [read_group(row) for row in read_jsonl(file)]
+
+
+def _trainable(policy: Policy) -> dict[str, torch.Tensor]:
+    """A copy of the weights that training changes."""
+    return {name: p.detach().clone() for name, p in policy.model.named_parameters() if p.requires_grad}
