@@ -324,7 +324,7 @@ class RunDir:
         )
 
     def _discard_results(self) -> None:
-        for name in ("metrics.jsonl", "eval", "model", *(c.name for c in self.checkpoints())):
+        for name in ("metrics.jsonl", "eval", "model", "rounds", *(c.name for c in self.checkpoints())):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
@@ -424,7 +424,7 @@ class RunDir:
         """SHA-256 of every file that the results rest on, by relative path."""
         names = ["config.resolved.yaml", "env.json", "metrics.jsonl"]
         files = [self.path / name for name in names if (self.path / name).is_file()]
-        for folder in ("eval", "model"):
+        for folder in ("eval", "model", "rounds"):
             files += sorted(f for f in (self.path / folder).rglob("*") if f.is_file())
         return {f.relative_to(self.path).as_posix(): sha256_file(f) for f in files}
 
