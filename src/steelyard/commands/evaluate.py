@@ -22,7 +22,8 @@ def main(verb: str, words: Sequence[str]) -> int:
     arguments.add("model", help="a model directory, a run directory, or builtin:SIZE")
     arguments.add("--tasks", type=names, default=[], metavar="A,B", help="names, or gsm8k:PATH")
     arguments.add("--preferences", metavar="FILE", help="held-out preference rows (or data:NAME)")
-    arguments.add("--columns", type=renames, default={}, metavar="ours=theirs", help="renames for --preferences")
+    arguments.add("--quality", metavar="FILE", help="held-out rows (pairs, labels, steps) for a reward model's report")
+    arguments.add("--columns", type=renames, default={}, metavar="ours=theirs", help="renames for the rows")
     arguments.add("--split", type=one_of("split", ("selection", "test")), default="test", help="default: test")
     arguments.add("--limit", type=whole, metavar="N", help="items per task at most")
     arguments.add("--max-completion-length", type=whole, default=128, metavar="N", help="tokens; default: 128")
@@ -33,8 +34,8 @@ def main(verb: str, words: Sequence[str]) -> int:
     arguments.add("--json", action="store_true", help="print run.json")
     plugin_argument(arguments)
     args = arguments.parse(words)
-    if not args.tasks and not args.preferences:
-        raise ConfigError("eval: name what to measure: --tasks arithmetic,facts or --preferences FILE")
+    if not args.tasks and not args.preferences and not args.quality:
+        raise ConfigError("eval: name what to measure: --tasks arithmetic,facts, --preferences FILE or --quality FILE")
 
     from steelyard.plugins import load_plugins
 
@@ -42,7 +43,8 @@ def main(verb: str, words: Sequence[str]) -> int:
     from steelyard.commands.train import check_run, default_cache, run_and_report
     from steelyard.configfile import load_run_config
 
-    data: dict[str, Any] = {"path": args.preferences} if args.preferences else {"task": "arithmetic"}
+    rows = args.preferences or args.quality
+    data: dict[str, Any] = {"path": rows} if rows else {"task": "arithmetic"}
     data["columns"] = args.columns
     plain = {
         "model": {"name_or_path": str(model_directory(args.model)), "dtype": args.dtype},
@@ -54,6 +56,7 @@ def main(verb: str, words: Sequence[str]) -> int:
             "limit": args.limit,
             "max_completion_length": args.max_completion_length,
             "preference_path": args.preferences,
+            "quality_path": args.quality,
         },
         "threads": args.threads,
     }

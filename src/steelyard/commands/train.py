@@ -147,6 +147,7 @@ def run_and_report(
         print(as_json(facts))
     else:
         print_metrics(facts)
+        print_quality(run.path)
         for remark in _remarks(facts):
             console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
         print(f"finished: {run.path}")
@@ -191,6 +192,20 @@ def print_metrics(facts: Mapping[str, Any]) -> None:
         parts.append(f"{cost['generated_tokens']:,} tokens generated")
     if parts:
         print("cost: " + ", ".join(parts))
+
+
+def print_quality(run: Path) -> None:
+    """The quality reports of a run's reward model, where it has some."""
+    file = run / "quality.json"
+    if not file.is_file():
+        return
+    import json
+
+    from steelyard.evals.quality import lines
+
+    for name, report in json.loads(file.read_text(encoding="utf-8"))["reports"].items():
+        for index, line in enumerate(lines(report)):
+            print(f"{name}: {line}" if index == 0 else f"  {line}")
 
 
 _SECONDS = {"train_seconds": "training", "generate_seconds": "generating", "eval_seconds": "evaluating"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -216,11 +216,14 @@ FACTS = "reward_model.json"
 class _Spec(Protocol):
     """What is asked of an algorithm (:class:`steelyard.algorithms.core.AlgorithmSpec`)."""
 
-    key: str
-    family: str
-    head: Any
-    columns: tuple[str, ...]
-    data: Any
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def head(self) -> Head: ...
+
+    @property
+    def costs(self) -> bool: ...
 
 
 IMPLICIT = ("implicit_prm",)
@@ -324,8 +327,3 @@ def _token_values(model: nn.Module, facts: RewardFacts, batch: PackedBatch, refe
             return facts.beta * (logp - token_logprobs(other, batch).logp)
     scores = token_scores(model, batch)
     return scores.softmax(-1)[:, 1] if facts.process else scores[:, 0]
-
-
-def with_reference(facts: RewardFacts, reference: str | None) -> RewardFacts:
-    """The same facts with another place of the reference."""
-    return replace(facts, reference=reference)

@@ -17,15 +17,19 @@ from steelyard.algorithms import load as load_algorithms
 from steelyard.algorithms.core import AlgorithmSpec, algorithms
 from steelyard.config import RunConfig
 from steelyard.data.sources import read_source
-from steelyard.errors import ConfigError, RunError
+from steelyard.errors import RunError
 from steelyard.evals.runner import evaluate_preferences, evaluate_tasks
+from steelyard.models.heads import RewardFacts, keeps_lm_head, save_facts
 from steelyard.models.load import Policy, freeze_copy, save_policy, weights_sha256
 from steelyard.models.reference import attach_reference
 from steelyard.rewards.models import reward_of
 from steelyard.rundir import RunDir, peak_memory_mib, reset_peak_memory, run_id
+from steelyard.trainer.judge import Judge, round_rows
 from steelyard.trainer.loop import Loop, Progress
+from steelyard.trainer.measure import RewardMeasure, reward_facts
 from steelyard.trainer.moving import MovingReference
-from steelyard.trainer.plan import GIVEN, run_identity_of
+from steelyard.trainer.plan import given_of, run_identity_of
+from steelyard.trainer.rounds import RoundSource
 from steelyard.trainer.rows import TrainingRows, task_items, training_rows
 from steelyard.trainer.sources import OfflineSource, OnlineSource, Source, attach_now
 from steelyard.trainer.stages import ensure_stages, load_start, load_teacher, reference_store, stage_facts
@@ -57,11 +61,7 @@ def execute(
     torch.set_num_threads(cfg.threads)
     load_algorithms()
     spec = algorithms.get(cfg.algorithm.name)
-    if spec.family == "Scores" and cfg.eval.tasks:
-        raise ConfigError(
-            f"eval.tasks: '{spec.key}' trains a reward head, which answers no task; leave eval.tasks empty "
-            "(eval.preference_path measures it)"
-        )
+    reward = reward_facts(cfg, spec)
     identity = run_identity_of(cfg, dict(plugins))
     if (out / "run.json").is_file():
         existing = RunDir.open(out)
@@ -76,7 +76,7 @@ def execute(
     stages = ensure_stages(cfg, cache, progress)
     run = RunDir.create(out, cfg, identity, resume=resume, family=spec.family, given=_given(cfg, spec))
     try:
-        _Run(cfg, spec, run, cache, stages, progress, started).go()
+        _Run(cfg, spec, reward, run, cache, stages, progress, started).go()
     except BaseException as error:
         run.fail(error if not isinstance(error, KeyboardInterrupt) else "interrupted")
         raise
@@ -89,7 +89,7 @@ def _given(cfg: RunConfig, spec: AlgorithmSpec) -> list[str]:
         words = {"Pairs": "preference pairs", "Scores": "preference pairs", "Unpaired": "labelled completions"}
         given = [words.get(spec.family, "rows of the file")]
     else:
-        given = list(GIVEN[spec.data])
+        given = given_of(spec.describe())
     return (["a supervised start"] if cfg.sft is not None else []) + given
 
 
@@ -100,6 +100,7 @@ class _Run:
         self,
         cfg: RunConfig,
         spec: AlgorithmSpec,
+        reward: RewardFacts | None,
         run: RunDir,
         cache: Path,
         stages: dict[str, Path],
@@ -109,9 +110,11 @@ class _Run:
         self.cfg, self.spec, self.run, self.cache, self.stages = cfg, spec, run, cache, stages
         self.progress = progress or (lambda _: None)
         self.started = started
-        self.head = spec.head
+        self.reward = reward
+        self.head = spec.head if reward is None else reward.head
         self.adapter = cfg.lora is not None and spec.loss is not None
         self.watch_seconds = 0.0
+        self.teacher: Policy | None = None
 
     def go(self) -> None:
         """Train if there is something to train, evaluate, and finish the run."""
@@ -120,7 +123,7 @@ class _Run:
         tokens = 0
         stages = self._stages()
         if self.spec.loss is None:
-            policy = load_start(self.cfg, self.cache)
+            policy = load_start(self.cfg, self.cache, head=self.head)
             self.run.truncate_metrics(-1)
         else:
             policy, loop, rows = self._train()
@@ -128,11 +131,12 @@ class _Run:
             stages["generated_tokens"] += getattr(loop.source, "generated_tokens", 0)
             facts |= {"steps": loop.step, "data_sha256": rows.sha256, "rows": rows.report}
         before = time.perf_counter()
-        metrics = self._evaluate(policy)
+        metrics, how = self._evaluate(policy)
         eval_seconds = self.watch_seconds + time.perf_counter() - before
         self.run.log({"global_step": facts["steps"], **metrics})
         self.run.finish(
             **facts,
+            **how,
             weights_sha256=weights_sha256(policy.model),
             why_not_packed=policy.why_not_packed,
             metrics=metrics,
@@ -159,10 +163,10 @@ class _Run:
     def _train(self) -> tuple[Policy, Loop, TrainingRows]:
         saved = checkpoints(self.run.path)
         checkpoint = saved[-1][1] if saved else None
-        start = load_start(self.cfg, self.cache, adapter=self.adapter, head=self.head)
-        rows = training_rows(self.cfg, self.spec, start.tokenizer, self.stages.get("pairs", self.stages.get("correct")))
+        lm_head = keeps_lm_head(self.head, self.cfg.algorithm.hyperparameters)
+        start = load_start(self.cfg, self.cache, adapter=self.adapter, head=self.head, lm_head=lm_head)
+        source, rows = self._rounds(start) if self.spec.data == "rounds" else self._rows(start)
         self.progress({"phase": "rows", "step": len(rows.groups), "total": rows.report["rows"]})
-        source = self._source(rows, start)
         # From here on the start is the policy: whoever needs the policy at step 0 has taken a copy or values.
         policy = start
         loop = Loop(
@@ -186,16 +190,37 @@ class _Run:
         if isinstance(source, OnlineSource):
             self.run.write_json("samples.json", source.samples)
         save_policy(policy, self.run.path / "model")
+        if self.reward is not None:
+            save_facts(self.reward, self.run.path / "model")
         return policy, loop, rows
 
-    def _source(self, rows: TrainingRows, start: Policy) -> Source:
+    def _rounds(self, start: Policy) -> tuple[Source, TrainingRows]:
+        """Rows that are sampled, judged and selected again in every round."""
+        assert self.spec.rounds is not None
+        found = round_rows(self.cfg, self.spec, start.tokenizer, self.stages.get("pairs"))
+        judge = Judge(
+            start.tokenizer,
+            self._rewards(),
+            verifying=not self.cfg.rewards,
+            gold=found.gold,
+            required=self.spec.rounds.judged,
+        )
+        self.teacher = load_teacher(self.cfg, start) if self.spec.teacher else None
+        source = RoundSource(
+            self.cfg, self.spec, found.rows.groups, judge, start=start, run=self.run.path, teacher=self.teacher
+        )
+        return source, found.rows
+
+    def _rows(self, start: Policy) -> tuple[Source, TrainingRows]:
         """Offline rows with cached reference log-probabilities, or online sampling."""
+        stage = self.stages.get("pairs", self.stages.get("correct"))
+        rows = training_rows(self.cfg, self.spec, start.tokenizer, stage)
         hp = self.cfg.algorithm.hyperparameters
         switch = self.spec.reference_unless_zero
         wanted = self.spec.reference == "frozen" and (switch is None or bool(hp[switch]))
         if not self.spec.online:
             attach = (lambda groups: self._attach(start, groups)) if wanted else None
-            return OfflineSource(
+            source: Source = OfflineSource(
                 rows.groups,
                 self.cfg.train,
                 seed=self.cfg.seed,
@@ -203,21 +228,26 @@ class _Run:
                 mismatch=self.spec.mismatched,
                 moving=self._moving(start),
             )
-        rewards = [(reward_of(r), r.weight) for r in self.cfg.rewards] or [(self._verifier(), 1.0)]
-        return OnlineSource(
+            return source, rows
+        source = OnlineSource(
             prompts=rows.groups,
             train=self.cfg.train,
             rollout=self.cfg.rollout,
             spec=self.spec,
-            rewards=rewards,  # type: ignore[arg-type]
+            rewards=self._rewards(),
             seed=self.cfg.seed,
             reference=freeze_copy(start) if wanted else None,
         )
+        return source, rows
+
+    def _rewards(self) -> list[tuple[Any, float]]:
+        """The recipe's rewards, or the task's verifier."""
+        return [(reward_of(r), r.weight) for r in self.cfg.rewards] or [(self._verifier(), 1.0)]
 
     def _other(self, start: Policy) -> Policy | None:
         """The frozen model beside the policy: a teacher's distribution, or the start's over the vocabulary."""
         if self.spec.family == "Distill":
-            return load_teacher(self.cfg, start)
+            return self.teacher or load_teacher(self.cfg, start)
         return freeze_copy(start) if "ref_kl" in self.spec.extras else None
 
     def _moving(self, start: Policy) -> MovingReference | None:
@@ -256,27 +286,40 @@ class _Run:
         from steelyard.evals.tasks import get_task
 
         names = [n for n in self.cfg.eval.tasks if get_task(n).role == "development"]
-        if self.head == "score" or not names:
+        if self.head != "lm" or not names:
             return {}
         watched = self.cfg.eval.model_copy(update={"tasks": names, "split": "selection"})
         return evaluate_tasks(policy, watched, seed=self.cfg.seed, writer=None, purpose="select")
 
-    def _evaluate(self, policy: Policy) -> dict[str, float]:
+    def _evaluate(self, policy: Policy) -> tuple[dict[str, float], dict[str, str]]:
+        """Metrics, and what to know about how they came about."""
         self.progress({"phase": "evaluate", "step": 0, "total": 0})
         metrics: dict[str, float] = {}
+        measure = None
+        if self.reward is not None:
+            start = lambda: load_start(self.cfg, self.cache)  # noqa: E731
+            measure = RewardMeasure(self.cfg, self.spec, self.reward, policy, self.run, start)
         if self.cfg.eval.tasks and self.head == "lm":
             purpose = "report" if self.cfg.eval.split == "test" else "select"
             metrics |= evaluate_tasks(
                 policy, self.cfg.eval, seed=self.cfg.seed, writer=self.run.write_records, purpose=purpose
             )
+        elif self.cfg.eval.tasks and measure is not None:
+            metrics |= measure.tasks()
         if self.cfg.eval.preference_path is not None:
             metrics |= evaluate_preferences(
                 policy,
                 self._held_out(policy),
                 writer=self.run.write_records,
-                head=self.head,  # type: ignore[arg-type]
+                head=self.head,
+                reward=None if measure is None else measure.model,
             )
-        return metrics
+        if measure is not None:
+            if self.cfg.eval.preference_path is not None:
+                metrics |= measure.preferences()
+            metrics |= measure.rows()
+            measure.write()
+        return metrics, {} if measure is None else measure.how
 
     def _held_out(self, policy: Policy) -> list[Group]:
         """Held-out preference pairs, with the start's log-probabilities for scoring by log-ratio."""
@@ -286,6 +329,6 @@ class _Run:
         table = read_source(self.cfg.eval.preference_path, columns=self.cfg.data.columns)
         result = Renderer.from_config(policy.tokenizer, self.cfg.data).render(table, "Pairs")
         self.run.write_json("held_out.json", result.report.to_dict())
-        if self.head == "score":
+        if self.head != "lm":
             return result.groups
         return self._attach(load_start(self.cfg, self.cache), result.groups)

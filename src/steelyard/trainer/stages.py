@@ -81,14 +81,18 @@ def start_directory(cfg: RunConfig, cache: Path) -> Path | None:
     return stage_directories(cfg, cache)["sft"] / "model" if cfg.sft is not None else None
 
 
-def load_start(cfg: RunConfig, cache: Path, *, adapter: bool = False, head: Any = "lm") -> Policy:
+def load_start(
+    cfg: RunConfig, cache: Path, *, adapter: bool = False, head: Any = "lm", lm_head: bool = False
+) -> Policy:
     """The policy at step 0, without adapter unless asked for."""
     tokenizer = None
     directory = start_directory(cfg, cache)
     if directory is None and cfg.model.train_tokenizer is not None:
         tokenizer = trained_tokenizer(cfg)
     lora = cfg.lora if adapter else None
-    return load_policy(cfg.model, lora, head=head, seed=cfg.seed, directory=directory, tokenizer=tokenizer)
+    return load_policy(
+        cfg.model, lora, head=head, lm_head=lm_head, seed=cfg.seed, directory=directory, tokenizer=tokenizer
+    )
 
 
 def load_teacher(cfg: RunConfig, student: Policy) -> Policy:
