@@ -6,8 +6,11 @@ NEFTune hook, and, where a loss is one, torch's own function.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,7 +18,9 @@ import torch.nn.functional as F
 from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss, LigerFusedLinearKTOLoss
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, LlamaConfig
+from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 from trl.experimental.gkd import GKDTrainer
+from trl.experimental.iw_opd import IWOPDTrainer
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_config import RewardConfig
@@ -23,6 +28,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from conftest import make_group
 from oracle_tools import (
     Batch,
     Both,
@@ -41,7 +47,10 @@ from oracle_tools import (
     trainer,
 )
 from steelyard.algorithms.core import algorithms, coupled_stats, loss, reduce_terms, view_counts
-from steelyard.types import Distill, Ranked, Scores, Tokens, TokenScores, Unpaired
+from steelyard.data.packing import pack
+from steelyard.models.logprobs import token_logprobs
+from steelyard.trainer.forward import embedding_noise
+from steelyard.types import Distill, Ranked, Rollouts, Scores, Tokens, TokenScores, Unpaired
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -166,6 +175,34 @@ def sft_run(key: str, loss_type: str = "nll", *, whole_text: bool = False) -> An
     return run
 
 
+def _neftune(given: dict[str, Any], seed: int) -> Both:
+    """Hugging Face's hook on one row, where its padded length is the real one; both are dealt the same numbers."""
+    model, row = policy(), ragged(seed, 1, holes=False)
+    start = int((row.completion == 0).sum())
+    (batch,) = pack(
+        [make_group(row.ids[0, :start].tolist(), row.ids[0, start:].tolist(), key="row")], 10_000, padded=True
+    )
+    drawn: list[Tensor] = []
+
+    def deal(*shape: Any, **options: Any) -> Tensor:
+        drawn.append(rand(*shape, **options))
+        return drawn[-1]
+
+    rand = torch.rand
+    with patch("torch.rand", deal), embedding_noise(model, batch, given["alpha"], (0, seed)):
+        logp = token_logprobs(model, batch).logp[None]
+    ours = loss("neftune", Tokens.from_logps(logp, torch.ones_like(logp)), reduce=True, **given)
+
+    def same(noise: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return noise.copy_(low + (high - low) * torch.cat(drawn))
+
+    handle = activate_neftune(model.train(), given["alpha"])
+    with patch("torch.Tensor.uniform_", same):
+        theirs = model(input_ids=row.ids, labels=row.labels).loss
+    deactivate_neftune(model, handle)
+    return theirs, ours, model
+
+
 def _unlikelihood(given: dict[str, Any], seed: int) -> Both:
     """torch's cross-entropy of the chosen tokens, and its binary cross-entropy of the rejected ones as negatives."""
     model, _ = models()
@@ -200,6 +237,22 @@ def _gkd(given: dict[str, Any], seed: int) -> Both:
         num_items_in_batch=batch.trained.sum(),
     )
     return theirs, loss("gkd", distill(student, teacher, batch), reduce=True, **given), student
+
+
+def _opd(given: dict[str, Any], seed: int) -> Both:
+    """TRL's surrogate is -A log p, ours -A rho; where the sampler is the policy they have the same gradient."""
+    student, teacher = models()
+    batch = ragged(seed, 5)
+    logp, mask = token_logps(student, batch)
+    with torch.no_grad():
+        wanted = token_logps(teacher, batch)[0]
+    settings: dict[str, Any] = {"temperature": 1.0, "iw_opd_gamma": 0.0, "iw_opd_epsilon": 1e-8, "model": student}
+    them: Any = SimpleNamespace(**settings, _metrics={"eval": defaultdict(list)})
+    inputs = (logits_of(student, batch), batch.ids[:, 1:], batch.labels[:, 1:], wanted)
+    theirs = IWOPDTrainer._compute_iw_opd_loss(them, *inputs, num_items_in_batch=mask.sum())
+    zeros = torch.zeros(len(logp))
+    ours = loss("opd", Rollouts.from_logps(logp, logp.detach(), mask, zeros, zeros, wanted), reduce=True, **given)
+    return theirs - theirs.detach() + ours.detach(), ours, student
 
 
 def liger_jsd(key: str, weights: Any) -> Any:
@@ -394,6 +447,12 @@ ORACLES: dict[str, list[Oracle]] = {
         for key in ("rft", "raft", "best_of_n", "rest", "rest_em", "star", "seqkd")
     },
     "cpt": [Oracle(SFT.format("nll") + ", every token a label", sft_run("cpt", whole_text=True))],
+    "neftune": [
+        Oracle("Hugging Face's NEFTune hook on unpadded rows, value and gradient", _neftune, grid(alpha=(5.0, 15.0)))
+    ],
+    "opd": [
+        Oracle("TRL 1.16 IWOPDTrainer._compute_iw_opd_loss at gamma 0, gradient", _opd),
+    ],
     "unlikelihood": [
         Oracle("torch cross_entropy and binary_cross_entropy", _unlikelihood, grid(alpha=(0.0, 0.5, 1.0)))
     ],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import oracle_tools  # noqa: F401  (loads the algorithms)
 from steelyard.algorithms.core import loss
-from steelyard.types import Pairs, Ranked, Rollouts, Scores, Unpaired
+from steelyard.types import Distill, Pairs, Ranked, Rollouts, Scores, Unpaired
 
 Record = dict[str, Any]
 RECORDS: list[Record] = json.loads((Path(__file__).parent / "data" / "recorded_oracles.json").read_text())
@@ -144,6 +144,21 @@ def check_logits(record: Record) -> None:
     agree(record, loss(record["key"], view, reduce=True, **record["settings"]), [policy])
 
 
+def check_distill(record: Record) -> None:
+    """From both models' logits, with the log-probabilities that the completions were sampled with."""
+    policy = leaf(record["policy"])
+    view = Distill.from_logits(
+        policy,
+        given(record["teacher"]),
+        torch.tensor(record["labels"]),
+        torch.tensor(record["mask"]),
+        old=given(record["old"]),
+        own=record["own"],
+        behaviour=given(record["behaviour"]),
+    )
+    agree(record, loss(record["key"], view, reduce=True, **record["settings"]), [policy])
+
+
 CHECKS: dict[str, Callable[[Record], None]] = {
     "pairs": check_pairs,
     "steps": check_steps,
@@ -153,6 +168,7 @@ CHECKS: dict[str, Callable[[Record], None]] = {
     "rollouts": check_rollouts,
     "scores": check_scores,
     "logits": check_logits,
+    "distill": check_distill,
 }
 
 
