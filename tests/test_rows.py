@@ -12,15 +12,9 @@ from typing import Any
 import pytest
 
 from steelyard.config import DataConfig
-from steelyard.data.rows import (
-    Table,
-    as_label,
-    detect_schema,
-    read_table,
-    split_conversation,
-    split_pair,
-    validate,
-)
+from steelyard.data.rows import Table, read_table
+from steelyard.data.schemas import as_label, detect_schema, validate
+from steelyard.data.sides import split_conversation, split_pair
 from steelyard.data.sources import load_table, read_source, resolve_path, row_texts, shipped
 from steelyard.errors import DataError
 

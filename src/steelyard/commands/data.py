@@ -130,7 +130,7 @@ def _tokenizer(name: str, template: str | None) -> Any:
 def family_named(name: str) -> Any:
     """The family called ``name`` in any case (``pairs``), or that of an algorithm (``dpo``)."""
     from steelyard.algorithms.catalogue import load_catalogue
-    from steelyard.data.render import SCHEMAS
+    from steelyard.data.schemas import SCHEMAS
 
     families = {family.lower(): family for family in SCHEMAS}
     if name.lower() in families:

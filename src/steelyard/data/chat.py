@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steelyard.data.rows import Side
+from steelyard.data.sides import Side, as_messages
 from steelyard.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Codec:
         self.template = bool(getattr(tokenizer, "chat_template", None))
         named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         unknown = tokenizer.unk_token_id
+        self._pieces_of: dict[int, str] = {}
         self.unknown = None if unknown is None or unknown in named else as_id(unknown)
 
     # ---------------------------------------------------------------------------- what is asked once
@@ -218,6 +219,15 @@ class Codec:
         plain = [int(i) for i in ids]
         return str(self.tokenizer.decode(plain, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
+    def decode_each(self, ids: Sequence[int]) -> str:
+        """As :meth:`decode`; single tokens, of which there are few kinds, are remembered."""
+        if len(ids) != 1:
+            return self.decode(ids)
+        token = int(ids[0])
+        if token not in self._pieces_of:
+            self._pieces_of[token] = self.decode(ids)
+        return self._pieces_of[token]
+
     def apply(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = _NOTHING) -> str:
         """The template's text of ``messages``, without a generation prompt."""
         return self._apply(messages, options)
@@ -240,11 +250,6 @@ class Codec:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(f"the chat template refuses the conversation ({roles}): {error}") from None
         return str(text)
-
-
-def as_messages(side: Side, role: str) -> list[dict[str, Any]]:
-    """``side`` as messages; a string is one message of ``role``."""
-    return [{"role": role, "content": side}] if isinstance(side, str) else list(side)
 
 
 def as_id(value: Any) -> int:

@@ -12,9 +12,11 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from steelyard.data.bpe import train_bpe
-from steelyard.data.chat import Codec, as_messages
-from steelyard.data.render import Family, Renderer, RenderReport, schema_for, sides_of, template_options
-from steelyard.data.rows import Table, detect_schema
+from steelyard.data.chat import Codec
+from steelyard.data.render import Renderer, RenderReport
+from steelyard.data.rows import Table
+from steelyard.data.schemas import Family, detect_schema, schema_for
+from steelyard.data.sides import as_messages, sides_of, template_options
 from steelyard.data.sources import row_texts
 from steelyard.types import Group
 
@@ -29,6 +31,9 @@ FAMILIES: dict[str, Family] = {
     "prompt-completion": "Tokens",
     "preference": "Pairs",
     "unpaired": "Unpaired",
+    "ranked": "Ranked",
+    "stepwise": "StepLabels",
+    "first-mistake": "StepLabels",
     "prompt-only": "Rollouts",
 }
 """The family that rows of a schema are shown for when none is asked for."""
@@ -189,14 +194,17 @@ class _Roles:
 def _row_view(codec: Codec, group: Group, roles: _Roles, family: str, note: str) -> RowView:
     special = set(codec.tokenizer.all_special_ids) | set(codec.ends)
     size = len(group.prompt)
-    names = ("chosen", "rejected") if group.k == 2 else ("completion",) * group.k
+    names = ("chosen", "rejected") if group.k == 2 and family != "Ranked" else ("completion",) * group.k
     prompt_roles = roles.of(size, len(group.completions[0]) if group.k else 0, 0 if group.k else None)
     prompt = _tokens(codec, group.prompt.tolist(), prompt_roles[:size], [False] * size, special)
     completions = []
     for index, (name, ids, mask) in enumerate(zip(names, group.completions, group.masks, strict=True)):
         own = roles.of(size, len(ids), index)[size:]
         completions.append((name, _tokens(codec, ids.tolist(), own, mask.tolist(), special)))
-    if family == "Unpaired":
+    if family == "Ranked":
+        scores = group.completion_columns["score"].tolist()
+        completions = [(f"score {score:g}", tokens) for score, (_, tokens) in zip(scores, completions, strict=True)]
+    if "label" in group.completion_columns:
         labels = group.completion_columns["label"].tolist()
         marks = ["desirable" if label else "undesirable" for label in labels]
         completions = [(mark, tokens) for mark, (_, tokens) in zip(marks, completions, strict=True)]

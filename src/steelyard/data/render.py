@@ -7,7 +7,7 @@ trained on.
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,46 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from steelyard.data.chat import Answer, Codec, Opening, as_messages
-from steelyard.data.rows import (
-    REQUIRED,
-    Side,
-    Table,
-    as_label,
-    detect_schema,
-    plain_messages,
-    split_conversation,
-    split_pair,
-    validate,
-)
-from steelyard.errors import DataError, unknown
+from steelyard.data.chat import Answer, Codec, Opening
+from steelyard.data.rows import Table
+from steelyard.data.schemas import Family, as_label, as_number, check_numbers, schema_for, step_labels
+from steelyard.data.sides import Dropped, Side, sides_of, template_options
+from steelyard.data.steps import step_ends
+from steelyard.errors import DataError
 from steelyard.types import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from steelyard.config import DataConfig
-
-Family = Literal["Tokens", "Pairs", "Unpaired", "Rollouts", "Scores"]
-
-SCHEMAS: dict[str, tuple[str, ...]] = {
-    "Tokens": ("prompt-completion", "messages", "text", "preference"),
-    "Pairs": ("preference",),
-    "Scores": ("preference",),
-    "Unpaired": ("unpaired", "preference"),
-    "Rollouts": ("prompt-only", "prompt-completion", "preference", "unpaired", "messages"),
-}
-"""Row schemas that a family of algorithms can learn from."""
-
-LEARNERS = {
-    "Tokens": "supervised methods (sft, rft)",
-    "Pairs": "preference methods (dpo, ipo, simpo, ...)",
-    "Scores": "reward models (rm)",
-    "Unpaired": "methods of labelled completions (kto)",
-    "Rollouts": "online methods (grpo)",
-}
-"""How messages call the families."""
-
 
 # --------------------------------------------------------------------------------------------------
 # Ids of one prompt and one completion
@@ -138,7 +110,7 @@ class RenderReport:
     completion_tokens: list[int] = field(default_factory=list)
     """Length of every rendered completion, before anything is cut."""
     labels: Counter[bool] = field(default_factory=Counter)
-    """Kept completions by label (family `Unpaired` only)."""
+    """Kept completions, or steps, by label (of families that have them)."""
     trained_tokens: int = 0
     """Tokens with mask True over all kept rows."""
     lost: list[Lost] = field(default_factory=list)
@@ -214,38 +186,14 @@ _REASONS = {
     "empty_completion": "a completion is empty",
     "no_common_prompt": "there is no prompt, and chosen and rejected have no common beginning",
     "no_trained_token": "no token is trained (a conversation without an assistant turn)",
-    "identical_pair": "chosen and rejected are the same",
+    "identical_pair": "chosen and rejected (or all completions of a list) are the same",
     "identical_tokens": "chosen and rejected differ, but the chat template or the tokenizer loses the difference",
     "truncated_to_nothing": "nothing trained is left of a completion after the cut at max_length",
     "identical_after_truncation": "chosen and rejected are the same up to max_length",
+    "equal_scores": "all completions of a list have the same score: nothing is ranked",
+    "steps_lost": "the steps of an answer cannot be told apart in its tokens (a tokenizer without a line break?)",
+    "no_step_label": "no step has a label",
 }
-
-
-def schema_for(table: Table, family: str) -> str:
-    """The schema of rows that ``family`` can learn from; :class:`DataError` says what is missing for it."""
-    present = set(table.columns)
-    if not any(present.issuperset(needed) for needed in REQUIRED.values()):
-        _name_missing(table, family)
-    schema = detect_schema(table)
-    if schema not in SCHEMAS[family]:
-        _name_missing(table, family)
-        raise DataError(
-            f"{table.source}: {LEARNERS[family]} need {' or '.join(SCHEMAS[family])} rows, "
-            f"got {schema} rows (columns: {', '.join(table.columns)})"
-        )
-    validate(table, schema)
-    return schema
-
-
-def _name_missing(table: Table, family: str) -> None:
-    """Name the missing column when some, but not all, columns of a schema are there."""
-    for wanted in SCHEMAS[family]:
-        if 0 < len({*table.columns} & {*REQUIRED[wanted]}) < len(REQUIRED[wanted]):
-            try:
-                validate(table, wanted)
-            except DataError as error:
-                learners = LEARNERS[family][0].upper() + LEARNERS[family][1:]
-                raise DataError(f"{error} {learners} learn from {wanted} rows.") from None
 
 
 @dataclass
@@ -299,6 +247,7 @@ class Renderer:
         table: Table | Sequence[Mapping[str, Any]],
         family: Family,
         *,
+        columns: Sequence[str] = (),
         source: str = "",
         strict: bool = True,
     ) -> RenderResult:
@@ -306,7 +255,9 @@ class Renderer:
 
         Args:
             table: a table, or rows made in memory (then ``source`` names them).
-            family: what an algorithm's first argument asks for.
+            family: what an algorithm's first argument asks for; ``StepLabels`` for the `TokenScores` of a head
+                that labels steps (:func:`steelyard.data.schemas.row_family`).
+            columns: numbers that every row must have (``AlgorithmSpec.columns``); they become columns of the group.
             source: first part of ``Group.key`` (of a path only the name, so that nothing that is derived
                 from a key depends on where the data lies); default: the table's own.
             strict: False returns the report even when nothing, or too little, is left (for inspection).
@@ -320,9 +271,8 @@ class Renderer:
         source = source or table.source
         if not table.rows:
             raise DataError(f"{source}: there are no rows")
-        if family not in SCHEMAS:
-            raise DataError(unknown("family", family, SCHEMAS))
         schema = schema_for(table, family)
+        check_numbers(table, columns)
         report = RenderReport(source, schema, family, self.codec.template, self.max_length)
         groups = []
         for index, row in enumerate(table.rows):
@@ -330,23 +280,27 @@ class Renderer:
             key = f"{PurePath(source).name}:{table.lines[index]}"
             try:
                 group = self._row(row, schema, family, key, report)
+                numbers = {name: as_number(row[name]) for name in columns}
+                group = group.replace(columns={**group.columns, **numbers}) if numbers else group
             except DataError as error:
                 raise DataError(f"{table.where(index)}: {error}") from None
-            except _Drop as drop:
+            except Dropped as drop:
                 report.dropped[drop.reason] += 1
                 report.lost.append(Lost(key, drop.reason, drop.detail))
                 continue
             groups.append(group)
             self._lint(group, report)
-            if family == "Unpaired":
+            if "label" in group.completion_columns:
                 report.labels.update(group.completion_columns["label"].tolist())
+            for labels in group.token_columns.get("step_label", ()):
+                report.labels.update((labels[~np.isnan(labels)] >= 0.5).tolist())
         report.kept = len(groups)
         if strict:
             self._check_losses(report)
         return RenderResult(groups, report)
 
     def _row(self, row: Mapping[str, Any], schema: str, family: str, key: str, report: RenderReport) -> Group:
-        """One row; raises :class:`_Drop` when it must be left out."""
+        """One row; raises :class:`Dropped` when it must be left out."""
         opening, sides, answers = self._tokenize(row, schema, family)
         report.prompt_tokens.append(len(opening.ids))
         report.completion_tokens.extend(len(answer.ids) for answer in answers)
@@ -354,27 +308,42 @@ class Renderer:
         report.split_apart += sum(answer.split_apart for answer in answers)
         for number, (side, answer) in enumerate(zip(sides, answers, strict=True), start=1):
             if _is_empty(side):
-                raise _Drop("empty_completion", f"completion {number} of {len(sides)} is empty")
+                raise Dropped("empty_completion", f"completion {number} of {len(sides)} is empty")
             if not answer.mask.any():
-                raise _Drop("no_trained_token", f"completion {number} of {len(sides)} trains no token")
+                raise Dropped("no_trained_token", f"completion {number} of {len(sides)} trains no token")
         ids, masks = [answer.ids for answer in answers], [answer.mask for answer in answers]
         if _identical(ids):
-            same = sides[0] == sides[1]
-            raise _Drop("identical_pair" if same else "identical_tokens", "chosen = rejected")
-        ids, masks = self._fit(key, opening, ids, masks, report)
+            same = all(side == sides[0] for side in sides)
+            raise Dropped("identical_pair" if same else "identical_tokens", "chosen = rejected")
+        labels = self._step_labels(row, schema, ids[0], masks[0]) if family == "StepLabels" else None
+        columns, completion_columns = _columns(row, schema, family)
+        ids, masks = self._fit(key, opening, ids, masks, report, labels)
         prompt = opening.ids
-        if family == "Tokens" and not self.completion_only_loss and len(prompt) > 1:
+        if family in ("Tokens", "Distill") and not self.completion_only_loss and len(prompt) > 1:
             ids, prompt = [np.concatenate([prompt[1:], ids[0]])], prompt[:1]
             masks = [np.ones(len(ids[0]), dtype=bool)]
-        columns, completion_columns = _columns(row, schema, family)
         return Group(
             prompt=prompt,
             completions=tuple(ids),
             masks=tuple(masks),
             columns=columns,
             completion_columns=completion_columns,
+            token_columns={} if labels is None else {"step_label": (labels[: len(ids[0])],)},
             key=key,
         )
+
+    def _step_labels(self, row: Mapping[str, Any], schema: str, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """``float32[t]``: each step's label at its last token, NaN elsewhere."""
+        given = step_labels(row, schema)
+        ends = step_ends(ids.tolist(), self.codec.decode_each, count=len(given))
+        if len(ends) != len(given):
+            detail = f"{len(given)} steps, but {len(ends)} can be told apart in its tokens"
+            raise Dropped("steps_lost", detail)
+        labels = np.full(len(ids), np.nan, np.float32)
+        labels[ends] = given
+        if np.isnan(labels[mask]).all():
+            raise Dropped("no_step_label", "every step is unlabelled")
+        return labels
 
     def _tokenize(self, row: Mapping[str, Any], schema: str, family: str) -> tuple[Opening, list[Side], list[Answer]]:
         prompt, sides = sides_of(row, schema, family)
@@ -386,7 +355,13 @@ class Renderer:
         return opening, sides, [self.codec.answer(opening, prompt, side, options) for side in sides]
 
     def _fit(
-        self, key: str, opening: Opening, ids: list[np.ndarray], masks: list[np.ndarray], report: RenderReport
+        self,
+        key: str,
+        opening: Opening,
+        ids: list[np.ndarray],
+        masks: list[np.ndarray],
+        report: RenderReport,
+        labels: np.ndarray | None = None,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Apply ``max_length``: the completions as they are, or cut, or the row is dropped."""
         room = self.max_length - len(opening.ids)
@@ -399,14 +374,15 @@ class Renderer:
             raise DataError(f"{sizes}, but data.max_length is {self.max_length} (data.overlong: error)")
         detail = f"{sizes}, max_length is {self.max_length}"
         if room < 1:
-            raise _Drop("prompt_too_long", detail)
+            raise Dropped("prompt_too_long", detail)
         if self.overlong == "drop":
-            raise _Drop("too_long", detail)
+            raise Dropped("too_long", detail)
         ids, masks = [i[:room] for i in ids], [m[:room] for m in masks]
-        if not all(mask.any() for mask in masks):
-            raise _Drop("truncated_to_nothing", detail)
+        unlabelled = labels is not None and np.isnan(labels[:room]).all()
+        if unlabelled or not all(mask.any() for mask in masks):
+            raise Dropped("truncated_to_nothing", detail)
         if _identical(ids):
-            raise _Drop("identical_after_truncation", detail)
+            raise Dropped("identical_after_truncation", detail)
         report.truncated += 1
         report.lost.append(Lost(key, "truncated", detail))
         return ids, masks
@@ -444,75 +420,33 @@ class Renderer:
 # One row
 
 
-class _Drop(Exception):
-    """Leaves the current row out."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
-def sides_of(row: Mapping[str, Any], schema: str, family: str) -> tuple[Side, list[Side]]:
-    """The prompt and the completions that ``family`` learns from in a row of ``schema``."""
-    if schema == "text":
-        return "", [row["text"]]
-    if schema == "messages" or (schema == "unpaired" and "messages" in row):
-        prompt, completion = split_conversation(row["messages"])
-        return prompt, [] if family == "Rollouts" else [completion]
-    if schema == "preference":
-        chosen, rejected = _plain(row["chosen"]), _plain(row["rejected"])
-        if row.get("prompt") is not None:
-            prompt = _plain(row["prompt"])
-            chosen, rejected = _without_prompt(chosen, prompt), _without_prompt(rejected, prompt)
-        else:
-            prompt, chosen, rejected = split_pair(chosen, rejected)
-            if not prompt:
-                raise _Drop("no_common_prompt", "no prompt, and the two sides begin differently")
-        sides = {"Tokens": [chosen], "Rollouts": []}.get(family, [chosen, rejected])
-        return prompt, sides
-    prompt = _plain(row["prompt"])
-    if schema == "prompt-only" or family == "Rollouts":
-        return prompt, []
-    return prompt, [_without_prompt(_plain(row["completion"]), prompt)]
-
-
-def _plain(side: Side) -> Side:
-    return side if isinstance(side, str) else plain_messages(side)
-
-
-def _without_prompt(side: Side, prompt: Side) -> Side:
-    """Messages that repeat the prompt before the answer (as UltraFeedback does), without it."""
-    if isinstance(side, str) or not side:
-        return side
-    before = as_messages(prompt, "user")
-    return side[len(before) :] if side[: len(before)] == before else side
-
-
 def _identical(ids: Sequence[np.ndarray]) -> bool:
-    return len(ids) == 2 and np.array_equal(ids[0], ids[1])
+    return len(ids) > 1 and all(np.array_equal(other, ids[0]) for other in ids[1:])
+
+
+_USED = {"prompt", "completion", "chosen", "rejected", "messages", "text", "label"}
+_USED_LISTS = {"completions", "scores", "ranks", "labels", "steps", "mistake_index"}
 
 
 def _columns(row: Mapping[str, Any], schema: str, family: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Columns of the group and of its completions; a rollout keeps the whole row for its rewards."""
-    used = {"prompt", "completion", "chosen", "rejected", "messages", "text", "label"}
+    used = _USED | (_USED_LISTS if schema in ("ranked", "stepwise", "first-mistake") else set())
     columns = {name: value for name, value in row.items() if family == "Rollouts" or name not in used}
     completion_columns: dict[str, np.ndarray] = {}
-    if family == "Unpaired":
+    if family in ("Unpaired", "TokenScores"):
         labels = [True, False] if schema == "preference" else [as_label(row["label"])]
         completion_columns["label"] = np.array(labels, dtype=bool)
+    if family == "Ranked":
+        by_rank = row.get("scores") is None
+        scores = [as_number(value) for value in row["ranks" if by_rank else "scores"]]
+        if len(set(scores)) == 1:
+            raise Dropped("equal_scores", f"every completion has {'rank' if by_rank else 'score'} {scores[0]:g}")
+        completion_columns["score"] = np.array([-score if by_rank else score for score in scores], dtype=np.float32)
     if family in ("Pairs", "Scores") and {"score_chosen", "score_rejected"} <= row.keys():
-        scores = [row["score_chosen"], row["score_rejected"]]
-        completion_columns["score"] = np.array(scores, dtype=np.float32)
+        with contextlib.suppress(ValueError):  # numbers that nobody declared are not checked
+            scores = [as_number(row["score_chosen"]), as_number(row["score_rejected"])]
+            completion_columns["score"] = np.array(scores, dtype=np.float32)
     return columns, completion_columns
-
-
-def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row hands to the chat template: its tools and its ``chat_template_kwargs``."""
-    options = dict(row.get("chat_template_kwargs") or {})
-    tools = row.get("tools")
-    if tools:
-        options["tools"] = json.loads(tools) if isinstance(tools, str) else tools
-    return options
 
 
 def _is_empty(side: Side) -> bool:

@@ -26,16 +26,20 @@ def split_steps(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def step_ends(ids: Sequence[int], text: Callable[[Sequence[int]], str]) -> list[int]:
+def step_ends(ids: Sequence[int], text: Callable[[Sequence[int]], str], *, count: int | None = None) -> list[int]:
     """Index of the last token of every step in the completion ``ids``.
 
     Args:
         ids: token ids, end token included where there is one.
         text: token ids -> text, without special tokens (``Codec.decode``).
+        count: how many steps were joined (:func:`join_steps`), where that is known: a single step that has a full
+            stop standing alone is then still one step.
 
     Returns:
         As many indices as :func:`split_steps` gives steps, unless one token holds several separators.
     """
+    if count == 1:
+        return [len(ids) - 1]
     pieces = [text([int(i)]) for i in ids]
     written = text([int(i) for i in ids])
     lines = SEPARATOR in written.strip()
