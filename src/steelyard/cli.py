@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one model as a recipe says, and evaluate it"),
     "eval": ("evaluate", "evaluate a model on tasks, with per-item records"),
     "generate": ("generate", "sample completions from a model"),
+    "score": ("score", "score the completions of a file with a reward model"),
     "study": ("study", "run a controlled study (algorithms x models x seeds), or show how far it is"),
     "report": ("study", "write a study's HTML report and print its ranking"),
     "compare": ("compare", "compare finished runs or studies: intervals, tests, what could be seen at all"),
@@ -36,6 +37,8 @@ VERBS: dict[str, tuple[str, str]] = {
 ELSEWHERE = {
     "evaluate": "eval",
     "sample": "generate",
+    "reward": "score",
+    "judge": "score",
     "inspect": "data inspect",
     "validate": "data inspect",
     "sweep": "study",

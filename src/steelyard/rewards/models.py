@@ -108,11 +108,18 @@ class RewardModel:
         Raises:
             DataError: another number of prompts than of completions, or a completion without a token.
         """
+        return [score for score, _ in self.judge(prompts, completions)]
+
+    def judge(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[tuple[float, list[float]]]:
+        """As :meth:`score`; beside each score the step probabilities of a process head (else an empty list)."""
         if len(prompts) != len(completions):
             raise DataError(f"reward model: {len(prompts)} prompts for {len(completions)} completions")
-        pairs = zip(prompts, completions, strict=True)
-        groups = [self.group(prompt, [self._text(text)], key=str(i)) for i, (prompt, text) in enumerate(pairs)]
-        return [float(scores[0]) for scores in self.scores(groups)]
+        pairs = enumerate(zip(prompts, completions, strict=True))
+        groups = [self.group(prompt, [self._text(text)], key=f"row {i + 1}") for i, (prompt, text) in pairs]
+        judged = []
+        for rows in self._judged(groups, self.values(groups)):
+            judged.append((self._aggregate(rows[0]), rows[0].tolist() if self.facts.process else []))
+        return judged
 
     def group(self, prompt: Any, completions: Sequence[Any], *, key: str = "", eos: bool = True) -> Group:
         """One prompt with completions as a group of tokens, as training renders them (end token included)."""
@@ -122,7 +129,7 @@ class RewardModel:
         ids = [completion_ids(self.policy.tokenizer, prompt, text, eos=eos) for text in completions]
         for text, tokens in zip(completions, ids, strict=True):
             if len(tokens) == 0:
-                raise DataError(f"reward model: row {key}: the completion {text!r} has no token")
+                raise DataError(f"reward model: {key}: the completion {text!r} has no token")
         masks = tuple(np.ones(len(tokens), dtype=bool) for tokens in ids)
         return Group(prompt_ids(self.policy.tokenizer, prompt), tuple(ids), masks, key=key)
 
@@ -134,13 +141,17 @@ class RewardModel:
 
     def scores(self, groups: Sequence[Group]) -> list[np.ndarray]:
         """``float64[k]`` per group: the score of each completion, higher is better."""
-        values = self.values(groups)
-        if self.facts.process:
-            values = [
-                [row[ends] for row, ends in zip(rows, self.step_ends(group), strict=True)]
-                for group, rows in zip(groups, values, strict=True)
-            ]
-        return [np.array([self._aggregate(row) for row in rows]) for rows in values]
+        judged = self._judged(groups, self.values(groups))
+        return [np.array([self._aggregate(row) for row in rows]) for rows in judged]
+
+    def _judged(self, groups: Sequence[Group], values: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+        """The values that a score is made from: of a process head those at the ends of steps."""
+        if not self.facts.process:
+            return values
+        return [
+            [row[ends] for row, ends in zip(rows, self.step_ends(group), strict=True)]
+            for group, rows in zip(groups, values, strict=True)
+        ]
 
     def _aggregate(self, row: np.ndarray) -> float:
         if self.facts.process:
@@ -156,13 +167,6 @@ class RewardModel:
         if self.facts.process:
             return np.asarray(scores)
         return np.clip(scores, 0.0, 1.0) if self.facts.probability == "identity" else expit(scores)
-
-    def steps(self, prompt: Any, completion: Any) -> list[float]:
-        """Of a process head: the probability of being right of every step of one completion."""
-        if not self.facts.process:
-            raise ModelError(f"reward model: a head of kind '{self.facts.head}' does not judge steps")
-        group = self.group(prompt, [self._text(completion)])
-        return self.values([group])[0][0][self.step_ends(group)[0]].tolist()
 
     def step_ends(self, group: Group) -> list[list[int]]:
         """Per completion, the place among its scored tokens of the last token of every step: where labels stand, or

@@ -10,6 +10,7 @@ from steelyard.algorithms.core import AlgorithmSpec
 from steelyard.config import RunConfig
 from steelyard.data.render import Renderer
 from steelyard.data.rows import Table
+from steelyard.data.schemas import Family, row_family
 from steelyard.data.sources import load_table, read_source
 from steelyard.errors import ConfigError, ModelError
 from steelyard.evals.quality import Report, headline
@@ -21,7 +22,12 @@ from steelyard.rewards.models import RewardModel
 from steelyard.rundir import RunDir
 from steelyard.trainer.plan import model_directory
 
-FAMILIES = {"score": "Scores", "token_score": "TokenScores", "token_labels": "TokenScores", "lm": "Unpaired"}
+FAMILIES: dict[str, Family] = {
+    "score": "Scores",
+    "token_score": "TokenScores",
+    "token_labels": "StepLabels",
+    "lm": "Unpaired",
+}
 """The rows that a reward model is measured on when no algorithm says which (`algorithm: base`)."""
 
 QUALITY = "quality.json"
@@ -104,9 +110,9 @@ class RewardMeasure:
             return {}
         if self.facts.beta is not None:
             self.model.reference = self._reference()
-        family = self.spec.family if self.spec.loss is not None else FAMILIES[self.facts.head]
-        renderer = Renderer.from_config(self.model.policy.tokenizer, self.cfg.data)
-        result = renderer.render(table, family)  # type: ignore[arg-type]
+        trained = self.spec.loss is not None
+        family = row_family(self.spec.family, self.spec.head) if trained else FAMILIES[self.facts.head]
+        result = Renderer.from_config(self.model.policy.tokenizer, self.cfg.data).render(table, family)
         report, records = judge_rows(self.model, result.groups)
         self.run.write_json("held_out_rows.json", result.report.to_dict())
         self.run.write_records(HELD_OUT, records)
