@@ -32,7 +32,7 @@ from oracle_tools import (
     token_logps,
     trainer,
 )
-from steelyard.algorithms.core import loss
+from steelyard.algorithms.core import algorithms, coupled_stats, loss
 from steelyard.types import Pairs, Tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -183,6 +183,22 @@ def _wpo_above(given: dict[str, Any], seed: int) -> Both:
     )
 
 
+def _sampo(given: dict[str, Any], seed: int) -> Both:
+    """TRL with the tokens that were drawn as its completion mask; the draw itself is as long as the shorter one."""
+    them = dpo_trainer()
+    chosen, rejected = two_sides(seed)
+    view = pairs(them.model, them.ref_model, chosen, rejected)
+    drawn = coupled_stats(algorithms.get("sampo"), view, given, generator=torch.Generator().manual_seed(0))
+    kept = []
+    for side, batch in (("chosen", chosen), ("rejected", rejected)):
+        keep = drawn[f"keep_{side}"]
+        assert torch.equal(keep.sum(-1), torch.minimum(view.chosen.n, view.rejected.n))
+        assert bool((keep <= getattr(view, side).mask).all())
+        mask = torch.cat([torch.zeros_like(batch.trained[:, :1]), keep.long()], -1)
+        kept.append(Batch(batch.ids, batch.attention, batch.completion, mask))
+    return their_loss(*kept, "sigmoid", them=them, **given), loss("sampo", view, reduce=True, **given), them.model
+
+
 def log_weight(view: Pairs) -> Tensor:
     """``[b]`` log of a pair's weight before it is cut."""
     sides = [((side.token_logp - side.extra("log_sum_p2")).sum(-1) / side.n) for side in (view.chosen, view.rejected)]
@@ -277,6 +293,7 @@ ORACLES: dict[str, list[Oracle]] = {
         for key in ("spin", "online_dpo", "iterative_dpo", "filtered_dpo")
     },
     "step_dpo": [against("step_dpo", "sigmoid", by=f"{TRL} (sigmoid): the loss", settings=SMALL)],
+    "sampo": [Oracle(f"{TRL} (sigmoid) on the tokens that were drawn, value and gradient", _sampo, SMALL)],
     "sft": [Oracle(f"{TRL} (sft), value and gradient", _sft)],
 }
 COVERS = covers(ORACLES)

@@ -1,7 +1,8 @@
-"""Live oracles for losses on pairs beside TRL's DPO trainer: TRL's CPO and ORPO trainers, Liger, torchtune, ms-swift.
+"""Live oracles for losses on pairs beside TRL's DPO trainer: TRL's CPO and ORPO trainers, Liger, torchtune,
+ms-swift, oxRL.
 
-Liger's fused losses run whole (from hidden states and output weights), on the CPU in plain torch; of torchtune
-and ms-swift the loss functions themselves, on the log-probabilities of the same models.
+Liger's fused losses run whole (from hidden states and output weights), on the CPU in plain torch; of torchtune,
+ms-swift and oxRL the loss functions themselves, on the log-probabilities of the same models.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from liger_kernel.chunked_loss import (
     LigerFusedLinearCPOLoss,
     LigerFusedLinearDPOLoss,
@@ -234,6 +236,27 @@ def swift(loss_type: str) -> Any:
     return losses
 
 
+def oxrl(file: str, name: str, names: Mapping[str, str]) -> Any:
+    """A loss of oxRL's, where its reading of the paper is ours; the mean over pairs as one loss."""
+
+    def losses(given: dict[str, Any], *logps: Tensor) -> Tensor:
+        kind = getattr(file_of("oxrl", f"oxrl/algs/{file}.py"), name)
+        return kind(None, None, None, **renamed(given, names)).compute_loss(*logps)[0]
+
+    return losses
+
+
+def focal_value(given: dict[str, Any], *logps: Tensor) -> Tensor:
+    """oxRL's value; it takes no gradient through the factor, so that the gradient here is ours."""
+    theirs = oxrl("focalpo", "FocalPO", {"beta": "beta", "g": "focalpo_gamma"})(given, *logps)
+    ours = loss("focalpo", Pairs.from_logps(*logps), reduce=True, **given)
+    return theirs.detach() + ours - ours.detach()
+
+
+def silu(given: dict[str, Any], *logps: Tensor) -> Tensor:
+    return F.silu(-given["beta"] * (logps[0] - logps[1]))
+
+
 # --------------------------------------------------------------------------------------------------
 
 BETAS = grid(beta=(0.01, 0.1, 0.5))
@@ -330,6 +353,29 @@ ORACLES: dict[str, list[Oracle]] = {
             {"beta": "beta", "eps": "label_smoothing"},
         )
     ],
+    "minor_dpo": [
+        of_sums("oxRL 1.7.2 MinorDPO", "minor_dpo", oxrl("minor_dpo", "MinorDPO", {"beta": "beta"}), BETAS),
+    ],
+    "c2_dpo": [
+        of_sums(
+            "oxRL 1.7.2 C2DPO",
+            "c2_dpo",
+            oxrl("c2dpo", "C2DPO", {"beta": "beta", "lam": "c2_lambda"}),
+            grid(beta=(0.1, 0.5), lam=(0.0, 2e-4, 0.1)),
+        )
+    ],
+    "h_dpo": [
+        of_sums(
+            "oxRL 1.7.2 HDPO",
+            "h_dpo",
+            oxrl("hdpo", "HDPO", {"beta": "beta", "alpha": "hdpo_alpha"}),
+            grid(beta=(0.1, 0.5), alpha=(0.8, 1.2)),
+        )
+    ],
+    "focalpo": [
+        of_sums("oxRL 1.7.2 FocalPO, value only", "focalpo", focal_value, grid(beta=(0.1, 0.5), g=(0.05, 1.0))),
+    ],
+    "spo": [of_sums("torch silu", "spo", silu, BETAS)],
     "nca_pair": [liger("nca_pair", "nca_pair", BETAS)],
     "sppo": [
         liger(
