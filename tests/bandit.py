@@ -165,7 +165,7 @@ def population(name: str, view: Callable[[Tensor], Any], weight: Tensor | None =
     return weighted
 
 
-def minimise(objective: Objective, start: Tensor, *, steps: int = 300) -> Tensor:
+def minimise(objective: Objective, start: Tensor, *, steps: int = 100) -> Tensor:
     """LBFGS with a line search, to machine precision: for losses whose gradient is that of their value."""
     theta = start.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -182,30 +182,40 @@ def minimise(objective: Objective, start: Tensor, *, steps: int = 300) -> Tensor
     return theta.detach()
 
 
+def slope(objective: Objective, theta: Tensor) -> Tensor:
+    """The gradient, of the value or of what stands in its place where statistics are detached."""
+    at = theta.detach().clone().requires_grad_()
+    return torch.autograd.grad(objective(at), at)[0]
+
+
 def follow(objective: Objective, start: Tensor, *, steps: int = 300, lr: float = 0.1) -> Tensor:
     """Adam with a rate that falls to zero: for kinks, running state, and optima at infinity."""
-    theta = start.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([theta], lr=lr)
+    theta, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    for step in range(1, steps + 1):
+        gradient = slope(objective, theta)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        direction = mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        theta = theta - lr * (1 - (step - 1) / steps) ** 2 * direction
+    return theta
+
+
+def descend(objective: Objective, start: Tensor, *, steps: int = 400, lr: float = 0.5) -> Tensor:
+    """Plain gradient descent with a rate that falls to zero: stops at the border of a flat valley."""
+    theta = start.clone()
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps) ** 2
-        optimizer.zero_grad()
-        objective(theta).backward()
-        optimizer.step()
-    return theta.detach()
+        theta = theta - lr * (1 - step / steps) * slope(objective, theta)
+    return theta
 
 
 def settle(objective: Objective, start: Tensor, *, steps: int = 150, lr: float = 0.1) -> Tensor:
     """Adam, then Newton steps on the gradient alone: for detached statistics, where it is no value's gradient."""
     theta = follow(objective, start, steps=steps, lr=lr)
-
-    def gradient(at: Tensor) -> Tensor:
-        at = at.detach().clone().requires_grad_()
-        return torch.autograd.grad(objective(at), at)[0]
-
-    for _ in range(5):
+    for _ in range(4):
         columns = torch.eye(len(theta), dtype=theta.dtype) * 1e-5
-        jacobian = torch.stack([(gradient(theta + d) - gradient(theta - d)) / 2e-5 for d in columns], dim=1)
-        theta = theta - torch.linalg.pinv(jacobian, rtol=1e-6) @ gradient(theta)
+        jacobian = torch.stack(
+            [(slope(objective, theta + d) - slope(objective, theta - d)) / 2e-5 for d in columns], dim=1
+        )
+        theta = theta - torch.linalg.pinv(jacobian, rtol=1e-6) @ slope(objective, theta)
     return theta
 
 

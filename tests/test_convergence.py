@@ -55,7 +55,7 @@ def test_notices_a_wrong_hyperparameter(name: str, monkeypatch: pytest.MonkeyPat
         for hp in ("beta", "delta", "lam", "alpha", "a"):
             if hp in keywords:
                 changed.append(hp)
-                return right(key, view, **keywords | {hp: 0.8 * keywords[hp] + 0.05})
+                return right(key, view, **keywords | {hp: 0.7 * keywords[hp] + 0.1})
         return right(key, view, **keywords)
 
     monkeypatch.setattr(bandit, "evaluate", evaluate)

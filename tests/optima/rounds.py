@@ -136,7 +136,7 @@ CASES: dict[str, Case] = {
     "online_dpo": case("as dpo, on its own samples", SIX, online_dpo_on_its_own_samples),
     "filtered_dpo": case("as dpo, of the pairs kept", SIX, dpo_optimum("filtered_dpo")),
     "sppo": case(
-        "l = eta (P - 1/2) of each answer",
+        "l = eta (P - 1/2) of each answer, whichever of the two a row calls chosen",
         PER_PAIR,
         duel(
             "sppo",
@@ -145,6 +145,13 @@ CASES: dict[str, Case] = {
             columns=columns_of(p=wins_at(DUELS)),
             beta=0.5,
         ),
+        duel(
+            "sppo",
+            lambda q: both(q, [2 * (p - 0.5) for p in SHARES], [2 * (0.5 - p) for p in SHARES]),
+            columns=columns_of(p=wins_at(DUELS)),
+            beta=0.5,
+        ),
+        duel("sppo", lambda q: both(q, [1.0] * 4, [-1.0] * 4), beta=0.5, hard=True),
     ),
     "xpo": case(
         "two answers, one of them the reference's: beta (sigmoid(h) - p) = alpha sigmoid(x); alpha = 0: as dpo",

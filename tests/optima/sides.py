@@ -10,7 +10,7 @@ import torch
 from scipy.special import expit, logit
 from torch import Tensor
 
-from bandit import Policy, follow, population, settle
+from bandit import Objective, Policy, descend, follow, population, settle
 from optima.tools import (
     BT,
     CLOSED,
@@ -124,6 +124,17 @@ def bco_reached(anchored: bool) -> Any:
     return holds
 
 
+def border(objective: Objective, start: Tensor) -> Tensor:
+    """Plain descent in short steps, which stops soon after the gradient does."""
+    return descend(objective, start, lr=0.1)
+
+
+def bpo_stops_at_the_border(policy: Policy) -> Tensor:
+    # Only the side that lags behind moves: both arrive at 1 together.
+    arrived = torch.stack([2.0 * policy.logratio[:, 0], -0.5 * 2.0 * policy.logratio[:, 1]])
+    return (arrived > 1 - KINK) & (arrived < 1.1)
+
+
 CASES: dict[str, Case] = {
     "odpo": case(
         "the logistic link's minimum when both orders ask for a margin of alpha log(gap)",
@@ -210,17 +221,10 @@ CASES: dict[str, Case] = {
         ordering("aot_unpaired", beta=2.0),
     ),
     "bpo": case(
-        "hinge: beta l_w >= 1 and -alpha beta l_l >= 1, where the loss is 0",
-        INFINITE,
-        duel(
-            "bpo",
-            lambda q: (2 * q.logratio[:, 0] > 1 - KINK) & (-0.5 * 2 * q.logratio[:, 1] > 1 - KINK),
-            solver=follow,
-            beta=2.0,
-            alpha=0.5,
-        ),
+        "hinge: the loss is 0 from beta l_w = 1 and -alpha beta l_l = 1 on, and descent stops there",
+        "four duels with sure winners, both log-ratios to 0.1",
+        duel("bpo", bpo_stops_at_the_border, solver=border, beta=2.0, alpha=0.5),
         ordering("bpo", lambda q: (q.logratio[:, 0] > 0) & (q.logratio[:, 1] < 0), beta=2.0, link="logistic"),
-        ordering=True,
     ),
     "minor_dpo": case(
         "no finite optimum: the winner rises; the loser is pushed only while above the reference",
@@ -229,9 +233,10 @@ CASES: dict[str, Case] = {
         ordering=True,
     ),
     "apo_zero": case(
-        "no finite optimum: the winner rises above the reference, the loser falls below",
-        INFINITE,
+        "no finite optimum: whoever wins more often rises above the reference, whoever loses falls below",
+        INFINITE + "; four duels with shares 0.6 to 0.9, in a long one",
         ordering("apo_zero", lambda q: (q.logratio[:, 0] > 0) & (q.logratio[:, 1] < 0), beta=2.0),
+        duel("apo_zero", lambda q: 2.0 * gap(q.logratio) > 4.0, SHARES, solver=follow, beta=2.0),
         ordering=True,
     ),
     "apo_down": case(

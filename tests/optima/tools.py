@@ -127,12 +127,12 @@ Target = Callable[[float, float], float]
 """Share p and the reference's gap R_0 - R_1 -> where the margin goes."""
 
 
-def duel_rows(where: Bandit, shares: tuple[float, ...], second: int = 1) -> tuple[Tensor, Tensor]:
+def duel_rows(where: Bandit, shares: tuple[float, ...], copies: int = 1) -> tuple[Tensor, Tensor]:
     rows = []
     for prompt, share in enumerate(shares):
         first, wins = prompt * where.answers, round(10 * share)
-        rows += [(first, first + second)] * wins + [(first + second, first)] * (10 - wins)
-    table = torch.tensor(rows)
+        rows += [(first, first + 1)] * wins + [(first + 1, first)] * (10 - wins)
+    table = torch.tensor(rows * copies)
     return table[:, 0], table[:, 1]
 
 
@@ -143,11 +143,11 @@ def fight(
     solver: Any = minimise,
     start: Tensor | None = None,
     columns: Callable[[Tensor, Tensor], dict[str, Tensor]] = lambda chosen, rejected: {},
-    second: int = 1,
+    copies: int = 1,
     **hp: Any,
 ) -> Policy:
     """The policy on duels that the loss leads to."""
-    chosen, rejected = duel_rows(where, shares, second)
+    chosen, rejected = duel_rows(where, shares, copies)
     given = columns(chosen, rejected)
 
     def view(theta: Tensor) -> Any:
