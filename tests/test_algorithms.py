@@ -193,6 +193,19 @@ def test_identities_of_pairwise_losses() -> None:
     same(loss("ipo", equal, beta=0.7), loss("ipo", equal, beta=0.1, average=False) / 49)
     scores = Scores.from_scores(pairs.chosen.logratio, pairs.rejected.logratio)
     same(loss("rm", scores, reduce=True), loss("dpo", pairs, beta=1.0, reduce=True))
+    for side in ("chosen", "rejected"):
+        nothing[f"ref_{side}"] = torch.zeros_like(raw[f"ref_{side}"])
+    without = pairs_with(**nothing)  # a reference that says nothing
+    same(loss("cpo", pairs, beta=0.3, alpha=0.0, reduce=True), loss("dpo", without, beta=0.3, reduce=True))
+    same(loss("slic_hf", pairs, delta=1.0, lam=0.0, reduce=True), loss("hinge", without, beta=1.0, reduce=True))
+    sure = Pairs.from_logps(**raw, p_chosen=torch.ones(5), p_rejected=torch.zeros(5))
+    same(loss("cal_dpo", pairs, beta=0.2), loss("dpo", pairs, beta=1.0) + loss("sppo", sure, beta=0.2) / 2)
+    alone = Pairs.from_logps(**raw, from_reference=torch.zeros(5))
+    same(loss("xpo", alone, beta=0.3, alpha=0.0, reduce=True), loss("dpo", pairs, beta=0.3, reduce=True))
+    one_token = {key: torch.ones(5, 1) for key in ("mask_chosen", "mask_rejected")}
+    tokens = {key: value[:, :1] for key, value in raw.items() if "mask" not in key}
+    short = Pairs.from_logps(**tokens, **one_token)  # averages are sums: the likelihood of one token itself
+    same(loss("simper", short), tokens["policy_rejected"][:, 0].exp() - tokens["policy_chosen"][:, 0].exp())
     above = pairs_with(ref_chosen=raw["policy_chosen"] - 1.0)  # a chosen side above its reference: no penalty
     same(loss("dpop", above, beta=0.3, lam=50.0), loss("dpo", above, beta=0.3))
 

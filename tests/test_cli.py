@@ -111,7 +111,7 @@ def test_every_verb_has_help(verb: str, capsys: Capture) -> None:
         ("algorithms show dpoo", "unknown algorithm 'dpoo'"),
         ("train", "train: name a recipe"),
         ("train smal.yaml", "smal.yaml: no such file. Did you mean 'small.yaml'?"),
-        ("train dop", "unknown recipe 'dop'; choices: dpo, dpo_norm,"),
+        ("train dop", "unknown recipe 'dop'; choices: alpha_dpo, alphapo,"),
         ("train small.yaml --jsn", "--jsn: unknown flag. Did you mean '--json'?"),
         ("train small.yaml --out", "--out: expected a value"),
         ("train small.yaml --seed", "--seed: expected a value"),

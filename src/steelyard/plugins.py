@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from steelyard.errors import ConfigError, SteelyardError
+from steelyard.errors import ConfigError, SteelyardError, unknown
 from steelyard.files import sha256_file
 
 _PREFIX = "steelyard_plugin_"
@@ -43,6 +43,32 @@ def loaded_plugins() -> dict[str, str]:
     """Name and SHA-256 of every plugin that this process has imported: part of what shared inputs depend on."""
     found = {name.removeprefix(_PREFIX): module for name, module in sys.modules.items() if name.startswith(_PREFIX)}
     return {name: sha256_file(module.__file__) for name, module in sorted(found.items()) if module.__file__}
+
+
+def plugin_of(algorithm: str) -> dict[str, str]:
+    """Module and SHA-256 of the source of an algorithm that an installed package offers; empty for all others."""
+    core = sys.modules.get("steelyard.algorithms.core")
+    if core is None or algorithm not in core.algorithms or core.algorithms.get(algorithm).loss is None:
+        return {}
+    module = core.algorithms.get(algorithm).loss.__module__
+    file = getattr(sys.modules.get(module), "__file__", None)
+    own = module.startswith(("steelyard.", _PREFIX))
+    return {} if own or file is None else {module: sha256_file(file)}
+
+
+def exceptions_of(path: str | Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The algorithms that an imported plugin registers, and its ``EXCEPTIONS`` (algorithm -> check -> why)."""
+    from steelyard.algorithms.core import algorithms
+
+    name = f"{_PREFIX}{Path(path).stem}"
+    names = [key for key, spec in algorithms.items() if spec.loss is not None and spec.loss.__module__ == name]
+    given = getattr(sys.modules[name], "EXCEPTIONS", {})
+    if not isinstance(given, dict) or not all(isinstance(why, dict) for why in given.values()):
+        raise ConfigError(f'{path}: EXCEPTIONS must look like {{"my_algorithm": {{"direction": "why"}}}}')
+    for key in given:
+        if key not in names:
+            raise ConfigError(unknown("algorithm", str(key), names, where=f"{path}: EXCEPTIONS"))
+    return names, given
 
 
 def _import(path: Path) -> None:

@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from steelyard.algorithms import oxrl
+from steelyard.algorithms.facts import sections
 from steelyard.errors import ConfigError, unknown
 
 
@@ -31,7 +32,7 @@ _plugins: dict[str, dict[str, Any]] = {}
 
 def add_plugin_entry(name: str, entry: dict[str, Any]) -> None:
     """Make an algorithm of a plugin known to this process's configuration (never written to disk)."""
-    _plugins[name] = entry
+    _plugins[name] = {**sections(entry.get("doc", "")), "module": "", **entry}
 
 
 def resolve(name: str, *, where: str = "algorithm.name") -> str:
@@ -43,7 +44,7 @@ def resolve(name: str, *, where: str = "algorithm.name") -> str:
     Raises:
         ConfigError: nothing of that name (with the nearest key), or an oxRL name whose algorithm is not built.
     """
-    known = load_catalogue() | _plugins
+    known = entries()
     if name in known:
         return name
     if (key := oxrl.target(name, known, where=where)) is not None:
@@ -76,6 +77,11 @@ def _load_installed(name: str) -> None:
     if not isinstance(spec, AlgorithmSpec):
         raise ConfigError(f"entry point {installed()[name]} registers no algorithm called '{name}'")
     add_plugin_entry(name, spec.describe())
+
+
+def entries() -> dict[str, dict[str, Any]]:
+    """Every entry that this process knows: the catalogue, and those of plugins."""
+    return load_catalogue() | _plugins
 
 
 def describe(name: str, *, where: str = "algorithm.name") -> dict[str, Any]:
