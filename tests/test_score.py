@@ -141,7 +141,7 @@ def test_what_cannot_be_scored(model_directory: Path, tmp_path: Path) -> None:
 def test_steps_of_text_and_of_tokens_are_the_same(text: str, steps: list[str]) -> None:
     tokenizer = build_tokenizer([".", "w1", "w2", "w3", "w4"])
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    decode = lambda part: tokenizer.decode(part, skip_special_tokens=True)  # noqa: E731
+    decode = lambda part: str(tokenizer.decode(part, skip_special_tokens=True))  # noqa: E731
     ends = step_ends(ids, decode)
     assert split_steps(text) == steps and len(ends) == len(steps)
     parts = [decode(ids[a:b]) for a, b in zip([0, *(e + 1 for e in ends)], [e + 1 for e in ends], strict=False)]
@@ -211,7 +211,8 @@ class Oracle(RewardModel):
         return [
             np.array(
                 [
-                    self.sign * verify_number(completion_text(self.policy.tokenizer, ids), self.answers[g.key]).strict
+                    self.sign
+                    * bool(verify_number(completion_text(self.policy.tokenizer, ids), self.answers[g.key]).strict)
                     for ids in g.completions
                 ],
                 dtype=float,
