@@ -25,6 +25,7 @@ from oracle_tools import (
     covers,
     grid,
     joined,
+    likely,
     near,
     pairs,
     ragged,
@@ -112,7 +113,7 @@ def against(
 
 BETAS = grid(beta=(0.05, 0.5, 5.0))
 SMALL = grid(beta=(0.01, 0.1, 0.5))
-SMOOTHED = grid(beta=(0.01, 0.1, 0.5), label_smoothing=(0.0, 0.1, 0.4))
+SMOOTHED = grid(beta=(0.01, 0.5), label_smoothing=(0.0, 0.1, 0.4))
 
 
 def _sft(given: dict[str, Any], seed: int) -> Both:
@@ -203,16 +204,6 @@ def log_weight(view: Pairs) -> Tensor:
     """``[b]`` log of a pair's weight before it is cut."""
     sides = [((side.token_logp - side.extra("log_sum_p2")).sum(-1) / side.n) for side in (view.chosen, view.rejected)]
     return sides[0] + sides[1]
-
-
-def likely(model: Any, batch: Batch) -> Batch:
-    """The same rows with every completion replaced by the model's greedy one."""
-    ids = batch.ids.clone()
-    with torch.no_grad():
-        for place in range(1, ids.shape[1]):
-            best = model(input_ids=ids, attention_mask=batch.attention).logits[:, place - 1].argmax(-1)
-            ids[:, place] = torch.where(batch.completion[:, place].bool(), best, ids[:, place])
-    return Batch(ids, batch.attention, batch.completion, batch.trained)
 
 
 ORACLES: dict[str, list[Oracle]] = {

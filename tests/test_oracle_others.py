@@ -37,6 +37,7 @@ from oracle_tools import (
     covers,
     grid,
     joined,
+    likely,
     logits_of,
     models,
     pairs,
@@ -206,11 +207,11 @@ def _neftune(given: dict[str, Any], seed: int) -> Both:
 def _unlikelihood(given: dict[str, Any], seed: int) -> Both:
     """torch's cross-entropy of the chosen tokens, and its binary cross-entropy of the rejected ones as negatives."""
     model, _ = models()
-    chosen, rejected = ragged(seed, 5), ragged(seed + 1, 5)
+    chosen, rejected = ragged(seed, 5), likely(model, ragged(seed + 1, 5))  # negatives that have a probability
     wanted, unwanted = (side.trained[:, 1:].bool() for side in (chosen, rejected))
-    likely = F.cross_entropy(logits_of(model, chosen)[wanted], chosen.ids[:, 1:][wanted])
+    nll = F.cross_entropy(logits_of(model, chosen)[wanted], chosen.ids[:, 1:][wanted])
     p = token_logps(model, rejected)[0][unwanted].exp()
-    theirs = likely + given["alpha"] * F.binary_cross_entropy(p, torch.zeros_like(p))
+    theirs = nll + given["alpha"] * F.binary_cross_entropy(p, torch.zeros_like(p))
     return theirs, loss("unlikelihood", pairs(model, None, chosen, rejected), reduce=True, **given), model
 
 

@@ -16,9 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import oracle_tools  # noqa: F401  (loads the algorithms)
+from steelyard.algorithms import load
 from steelyard.algorithms.core import loss
 from steelyard.types import Distill, Pairs, Ranked, Rollouts, Scores, Unpaired
+
+load()
 
 Record = dict[str, Any]
 RECORDS: list[Record] = json.loads((Path(__file__).parent / "data" / "recorded_oracles.json").read_text())
