@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from family_inputs import Raw, build, inputs_of, random_inputs
 from steelyard.algorithms import load
 from steelyard.algorithms.core import AlgorithmSpec, algorithms, loss
+from steelyard.conform.inputs import Raw, build, inputs_of, random_inputs
 from steelyard.types import Pairs
 
 load()

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from family_inputs import Raw, build, random_inputs
 from pairwise_tools import POLICY, evaluated, exactly, inputs, of_logratios, pairs_of, same, slope, take_needed
 from rows.pairwise import exact_pairs
 from steelyard.algorithms.core import (
@@ -25,6 +24,7 @@ from steelyard.algorithms.core import (
 from steelyard.algorithms.coupled import selection
 from steelyard.algorithms.pointwise import sppo_terms
 from steelyard.algorithms.tokenwise import draw_tokens
+from steelyard.conform.inputs import Raw, build, random_inputs
 from steelyard.errors import DataError
 from steelyard.types import Pairs
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from family_inputs import build, inputs_of, random_inputs
 from rows.distillation import golden_distill
 from rows.listwise import one_list
 from steelyard.algorithms import load
@@ -18,6 +17,7 @@ from steelyard.algorithms.core import algorithms, loss, reduce_term, view_counts
 from steelyard.algorithms.distillation import jensen_shannon, kl
 from steelyard.algorithms.listwise import places
 from steelyard.algorithms.supervised import log1mexp
+from steelyard.conform.inputs import build, inputs_of, random_inputs
 from steelyard.errors import ConfigError, DataError
 from steelyard.types import Distill, Pairs, Ranked, Rollouts, Scores, Tokens, TokenScores, Unpaired, View
 

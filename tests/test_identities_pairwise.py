@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from family_inputs import random_inputs
 from pairwise_tools import evaluated, inputs, of_logratios, same, slope
 from rows.pairwise import exact_pairs
 from steelyard.algorithms import links
 from steelyard.algorithms.core import loss
 from steelyard.algorithms.pointwise import sppo_terms
+from steelyard.conform.inputs import random_inputs
 from steelyard.types import Pairs
 
 # --------------------------------------------------------------------------------------------------
