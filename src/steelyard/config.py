@@ -110,6 +110,8 @@ class GenerateConfig(Section):
     """Preference pairs (one verified right, one verified wrong) kept per prompt."""
     max_correct_per_prompt: Positive = 4
     """Distinct right completions kept per prompt (rejection sampling)."""
+    max_list_length: Annotated[int, Ge(2)] = 4
+    """Completions of a ranked list at most (listwise methods)."""
 
 
 class DataConfig(Section):

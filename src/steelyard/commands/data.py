@@ -93,8 +93,10 @@ def _of_recipe(args: Any) -> tuple[Any, Any, str, dict[str, Any]]:
     from steelyard.algorithms.catalogue import describe
     from steelyard.configfile import find_recipe, load_run_config
     from steelyard.data.bpe import train_bpe
+    from steelyard.data.schemas import row_family
     from steelyard.data.sources import row_texts
     from steelyard.models.load import load_tokenizer
+    from steelyard.trainer.needs import SELECTED
     from steelyard.trainer.rows import source_table
 
     config = load_run_config(find_recipe(args.file))
@@ -104,9 +106,9 @@ def _of_recipe(args: Any) -> tuple[Any, Any, str, dict[str, Any]]:
         "max_length": config.data.max_length,
         "overlong": config.data.overlong,
         "completion_only_loss": config.data.completion_only_loss,
-        "family": None if entry["family"] == "none" else entry["family"],
+        "family": None if entry["family"] == "none" else row_family(entry["family"], entry["head"]),
     }
-    if config.data.task is not None and entry["data"] in ("correct", "pairs"):
+    if config.data.task is not None and entry["data"] in SELECTED:
         own = "the model's own samples"
         note = f"note: {config.algorithm.name} trains on {own}; shown are the task's gold rows, which they answer"
         print(note, file=sys.stderr)
@@ -130,12 +132,12 @@ def _tokenizer(name: str, template: str | None) -> Any:
 def family_named(name: str) -> Any:
     """The family called ``name`` in any case (``pairs``), or that of an algorithm (``dpo``)."""
     from steelyard.algorithms.catalogue import load_catalogue
-    from steelyard.data.schemas import SCHEMAS
+    from steelyard.data.schemas import SCHEMAS, row_family
 
     families = {family.lower(): family for family in SCHEMAS}
     if name.lower() in families:
         return families[name.lower()]
-    found = load_catalogue().get(name, {}).get("family")
-    if found in SCHEMAS:
-        return found
+    entry = load_catalogue().get(name)
+    if entry is not None and entry["family"] in SCHEMAS:
+        return row_family(entry["family"], entry["head"])
     raise ConfigError(unknown("family", name, families, where="--family"))

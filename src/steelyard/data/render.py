@@ -19,7 +19,7 @@ import numpy as np
 from steelyard.data.chat import Answer, Codec, Opening
 from steelyard.data.rows import Table
 from steelyard.data.schemas import Family, as_label, as_number, check_numbers, schema_for, step_labels
-from steelyard.data.sides import Dropped, Side, sides_of, template_options
+from steelyard.data.sides import Dropped, Side, sides_of, steps_of, template_options
 from steelyard.data.steps import step_ends
 from steelyard.errors import DataError
 from steelyard.types import Group
@@ -192,6 +192,7 @@ _REASONS = {
     "identical_after_truncation": "chosen and rejected are the same up to max_length",
     "equal_scores": "all completions of a list have the same score: nothing is ranked",
     "steps_lost": "the steps of an answer cannot be told apart in its tokens (a tokenizer without a line break?)",
+    "empty_step": "a step is empty, so that its label has no place",
     "no_step_label": "no step has a label",
 }
 
@@ -335,6 +336,9 @@ class Renderer:
     def _step_labels(self, row: Mapping[str, Any], schema: str, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """``float32[t]``: each step's label at its last token, NaN elsewhere."""
         given = step_labels(row, schema)
+        empty = next((i for i, step in enumerate(steps_of(row, schema), start=1) if not step.strip()), None)
+        if empty is not None:
+            raise Dropped("empty_step", f"step {empty} of {len(given)} is empty")
         ends = step_ends(ids.tolist(), self.codec.decode_each, count=len(given))
         if len(ends) != len(given):
             detail = f"{len(given)} steps, but {len(ends)} can be told apart in its tokens"

@@ -386,9 +386,10 @@ def _check_first_mistake(where: str, row: Mapping[str, Any]) -> None:
 
 def _check_steps(where: str, row: Mapping[str, Any], column: str) -> None:
     for number, step in enumerate(row[column], start=1):
-        if not isinstance(step, str) or not step.strip():
-            got = "an empty string" if isinstance(step, str) else kind_of(step)
-            raise DataError(f"{where}: column '{column}', item {number}: expected the text of a step, got {got}")
+        if not isinstance(step, str):
+            raise DataError(
+                f"{where}: column '{column}', item {number}: expected the text of a step, got {kind_of(step)}"
+            )
 
 
 def _check_equal_length(where: str, row: Mapping[str, Any], column: str) -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    sft ─► generate ─► pairs | correct ─► reference ─► run (train + evaluate)
+    sft ─► generate ─► (a selection) ─► reference ─► run (train + evaluate)
 
 Two cells that need the same input share its job, because its id hashes what it depends on and nothing else.
 A job that is done is known by its result on disk, so a plan can be made again at any time: what is missing
@@ -26,7 +26,7 @@ from steelyard.study.axes import Cell, Study
 from steelyard.study.backend import Backend, Stage
 
 RUN = "run"
-KINDS = ("sft", "generate", "pairs", "correct", "reference", RUN)
+KINDS = ("sft", "generate", "pairs", "correct", "step_pairs", "ranked", "judged", "steps", "reference", RUN)
 """Kinds of jobs in the order of the data."""
 
 

@@ -17,10 +17,8 @@ from steelyard.errors import DataError
 from steelyard.files import read_jsonl
 from steelyard.rewards.core import Reward, score
 from steelyard.trainer.rows import TrainingRows, groups_hash, read_group, source_table
+from steelyard.trainer.select import NEARLY, common_prefix
 from steelyard.types import Group
-
-NEARLY = 0.9
-"""The score of a completion that begins as gold does is this share of how far it does; only a right one has 1."""
 
 
 @dataclass
@@ -86,13 +84,6 @@ class Judge:
             verdict = values >= 1
         columns = {**kept.completion_columns, "score": values, "verdict": verdict.astype(np.int64)}
         return kept.replace(completion_columns=columns)
-
-
-def common_prefix(ids: np.ndarray, other: np.ndarray) -> int:
-    """How many tokens both begin with."""
-    width = min(len(ids), len(other))
-    different = np.flatnonzero(ids[:width] != other[:width])
-    return int(different[0]) if len(different) else width
 
 
 # --------------------------------------------------------------------------------------------------

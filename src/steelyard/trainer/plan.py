@@ -2,7 +2,9 @@
 
 ::
 
-    sft ─► generate ─► pairs | correct ─► reference ─► (the run itself)
+    sft ─► generate ─► (a selection) ─► reference ─► (the run itself)
+
+The selections (pairs, correct, step_pairs, ranked, judged, steps) are :mod:`steelyard.trainer.select`.
 
 A stage's id hashes what its result depends on and nothing else, so that all runs of a study that need the
 same input share it: every offline method of a (model, seed) trains on the same generated data, and the
@@ -20,21 +22,34 @@ from typing import Any, Literal
 from steelyard.algorithms.catalogue import describe
 from steelyard.config import ModelConfig, RunConfig
 from steelyard.data.sources import resolve_path
-from steelyard.errors import ConfigError, ModelError
+from steelyard.errors import ModelError
 from steelyard.evals.tasks import get_task
-from steelyard.plugins import loaded_plugins
+from steelyard.plugins import loaded_plugins, plugin_of
 from steelyard.rundir import sha256_file, sha256_json, source_hash
+from steelyard.trainer.needs import SELECTED, check_needs
 
-Kind = Literal["sft", "generate", "pairs", "correct", "reference"]
+Kind = Literal["sft", "generate", "pairs", "correct", "step_pairs", "ranked", "judged", "steps", "reference"]
 
 GIVEN = {
     "none": [],
     "gold": ["gold answers"],
     "correct": ["own samples", "verifier"],
     "pairs": ["own samples", "verifier", "preference pairs"],
+    "step_pairs": ["own samples", "verifier", "pairs of steps"],
+    "ranked": ["own samples", "verifier", "ranked lists"],
+    "judged": ["own samples", "verifier", "labelled completions"],
+    "steps": ["own samples", "verifier", "labelled steps"],
     "prompts": ["prompts", "verifier", "online samples"],
 }
 """What a method of each data stage was given on a task (reports state it)."""
+
+_LIMITS = {
+    "pairs": "max_pairs_per_prompt",
+    "step_pairs": "max_pairs_per_prompt",
+    "correct": "max_correct_per_prompt",
+    "ranked": "max_list_length",
+}
+"""The setting of ``data.generate`` that a selection, and nothing before it, depends on."""
 
 _WRITERS = {"teacher": "a teacher's samples", "gold": "gold answers"}
 
@@ -73,8 +88,9 @@ def plan_stages(cfg: RunConfig) -> list[StageSpec]:
     """The stages of a run in the order in which they must be made (dependencies first).
 
     Raises:
-        ConfigError: the algorithm needs rows that the data section cannot provide.
+        ConfigError, DataError: the algorithm needs what the recipe does not offer (:mod:`steelyard.trainer.needs`).
     """
+    check_needs(cfg)
     entry = describe(cfg.algorithm.name)
     seed = cfg.seed if cfg.sft is None or cfg.sft.seed is None else cfg.sft.seed
     start: dict[str, Any] = {"model": model_fingerprint(cfg.model), "dtype": cfg.model.dtype, "attn": cfg.model.attn}
@@ -94,22 +110,19 @@ def plan_stages(cfg: RunConfig) -> list[StageSpec]:
     rounds = entry["rounds"]
     # Rounds that start from pairs take a file's as they are: there `data.generate` is about the rounds alone.
     makes_pairs = rounds is not None and rounds["base"] == "pairs" and cfg.data.task is not None
-    own_samples = (entry["data"] in ("correct", "pairs") and cfg.data.generate is not None) or makes_pairs
-    if entry["data"] in ("correct", "pairs", "rounds"):
-        check_rows(cfg)
+    own_samples = (entry["data"] in SELECTED and cfg.data.generate is not None) or makes_pairs
     if own_samples:
         generate = cfg.data.generate
         assert generate is not None
-        selection = {"max_pairs_per_prompt", "max_correct_per_prompt"}
         spec = {
             "start": start,
             "data": data_fingerprint(cfg),
-            "generate": generate.model_dump(exclude=selection),
+            "generate": generate.model_dump(exclude=set(_LIMITS.values())),
             **common,
         }
         stages.append(_stage("generate", spec, start_deps))
-        kind: Kind = "pairs" if entry["data"] == "pairs" or makes_pairs else "correct"
-        limit = generate.max_pairs_per_prompt if kind == "pairs" else generate.max_correct_per_prompt
+        kind = "pairs" if makes_pairs else entry["data"]
+        limit = getattr(generate, _LIMITS[kind]) if kind in _LIMITS else None
         stages.append(_stage(kind, {"limit": limit, "seed": cfg.seed}, (stages[-1].id,)))
     if entry["reference"] == "frozen" and not entry["online"] and rounds is None:
         rows = {"stage": stages[-1].id} if own_samples else {"data": data_fingerprint(cfg)}
@@ -119,20 +132,9 @@ def plan_stages(cfg: RunConfig) -> list[StageSpec]:
     return stages
 
 
-def check_rows(cfg: RunConfig) -> None:
-    """A method that learns from samples needs ``data.generate``: on a task, and if it samples in rounds always."""
-    entry = describe(cfg.algorithm.name)
-    if entry["rounds"] is not None and cfg.data.generate is None:
-        raise ConfigError(
-            f"algorithm '{cfg.algorithm.name}' samples while it trains: add a `data.generate` section (prompts of a "
-            "round, num_generations, temperature, max_completion_length)"
-        )
-    if cfg.data.task is not None and cfg.data.generate is None:
-        what = "preference pairs" if entry["data"] == "pairs" else "verified samples of the model"
-        raise ConfigError(
-            f"algorithm '{cfg.algorithm.name}' learns from {what}, and the task '{cfg.data.task}' has gold rows "
-            "only: add a `data.generate` section, or give `data.path`"
-        )
+def rows_stage(directories: Mapping[str, Path]) -> Path | None:
+    """Of a run's stages by kind, the one whose rows it trains on; None when they come from the file or task."""
+    return next((directories[kind] for kind in SELECTED if kind in directories), None)
 
 
 def model_directory(cfg: ModelConfig) -> Path:
@@ -241,4 +243,5 @@ def run_identity_of(cfg: RunConfig, plugins: dict[str, str] | None = None) -> di
     # The same reward model elsewhere is the same one: its hash is among the data, its place does not matter.
     places = {"path": None, "reference": None}
     plain = cfg.model_copy(update={"rewards": [reward.model_copy(update=places) for reward in cfg.rewards]})
-    return run_identity(plain, data=data, weights=model_fingerprint(cfg.model), plugins=plugins)
+    known = {**plugin_of(cfg.algorithm.name), **(plugins or {})}
+    return run_identity(plain, data=data, weights=model_fingerprint(cfg.model), plugins=known)

@@ -15,12 +15,14 @@ import numpy as np
 
 from steelyard.algorithms.core import AlgorithmSpec
 from steelyard.config import RunConfig
-from steelyard.data.render import Renderer
+from steelyard.data.render import Renderer, completion_ids, completion_text
 from steelyard.data.rows import Table
+from steelyard.data.schemas import row_family
 from steelyard.data.sources import load_table
 from steelyard.errors import DataError
 from steelyard.evals.task import Item, Verdict
 from steelyard.files import json_line, read_jsonl, sha256_json
+from steelyard.trainer.select import score_of
 from steelyard.types import Group
 
 
@@ -36,7 +38,8 @@ class TrainingRows:
 def training_rows(cfg: RunConfig, spec: AlgorithmSpec, tokenizer: Any, stage_rows: Path | None) -> TrainingRows:
     """The groups of a run.
 
-    ``stage_rows`` is the directory of the run's ``pairs`` or ``correct`` stage, when it has one.
+    ``stage_rows`` is the directory of the stage that selected rows from the run's own samples, when it has one
+    (:func:`steelyard.trainer.plan.rows_stage`).
     """
     if stage_rows is not None:
         groups = [read_group(row) for row in read_jsonl(stage_rows / "rows.jsonl")]
@@ -47,10 +50,12 @@ def training_rows(cfg: RunConfig, spec: AlgorithmSpec, tokenizer: Any, stage_row
                 "prompt: raise data.generate.num_generations or the temperature"
             )
         if spec.family == "Unpaired":
-            groups = [with_labels(group) for group in groups]
+            groups = [g if "label" in g.completion_columns else with_labels(g) for g in groups]
     else:
-        family = "Tokens" if spec.family == "none" else spec.family
-        result = Renderer.from_config(tokenizer, cfg.data).render(source_table(cfg), family)  # type: ignore[arg-type]
+        renderer = Renderer.from_config(tokenizer, cfg.data)
+        renderer.completion_only_loss &= not spec.whole_text
+        numbers = spec.columns if spec.family in ("Pairs", "Scores", "Ranked") else ()
+        result = renderer.render(source_table(cfg), row_family(spec.family, spec.head), columns=numbers)
         groups, report = result.groups, result.report.to_dict()
     return TrainingRows(groups, report, groups_hash(groups))
 
@@ -91,9 +96,29 @@ def task_items(cfg: RunConfig) -> tuple[list[Item], Callable[[str, Item], Verdic
                     f"{table.where(index)}: sampling and verifying needs a text column '{column}'; "
                     f"columns: {', '.join(table.columns)}"
                 )
+        gold = row.get("completion")
+        gold = gold if isinstance(gold, str) else ""
         # The id is the key of the row's random stream: where the file lies must not matter.
-        items.append(Item(f"row:{table.lines[index]}", row["prompt"], row["answer"]))
+        items.append(Item(f"row:{table.lines[index]}", row["prompt"], row["answer"], completion=gold))
     return items, lambda text, item: verify_number(text, item.answer)
+
+
+def judged_group(tokenizer: Any, group: Group, item: Item, verify: Callable[[str, Item], Verdict]) -> Group:
+    """Samples of an item's prompt with the completion columns ``verdict`` and ``score``.
+
+    ``verdict`` is 1 for right, 0 for wrong, -1 for not judged: unfinished answers are neither.  ``score`` is that of
+    :func:`steelyard.trainer.select.score_of`, with the item's gold completion.
+    """
+    verdicts = [verify(completion_text(tokenizer, ids), item).strict for ids in group.completions]
+    finished = group.completion_columns["finished"]
+    verdict = np.array([-1 if v is None or not f else int(v) for v, f in zip(verdicts, finished, strict=True)])
+    gold = completion_ids(tokenizer, item.prompt, item.completion) if item.completion else None
+    score = np.array([score_of(ids, v, gold) for ids, v in zip(group.completions, verdict.tolist(), strict=True)])
+    return group.replace(
+        key=item.id,
+        columns={"answer": item.answer},
+        completion_columns={**group.completion_columns, "verdict": verdict, "score": score},
+    )
 
 
 def with_labels(group: Group) -> Group:
@@ -154,13 +179,18 @@ def write_groups(groups: Iterable[Group], texts: Callable[[np.ndarray], str]) ->
                 "completion_ids": [ids.tolist() for ids in group.completions],
                 "columns": dict(group.columns),
                 "completion_columns": {k: v.tolist() for k, v in group.completion_columns.items()},
-                "token_columns": {k: [x.tolist() for x in v] for k, v in group.token_columns.items()},
+                "token_columns": {k: [_plain(x) for x in v] for k, v in group.token_columns.items()},
                 "policy_version": group.policy_version,
                 **({} if all(m.all() for m in group.masks) else {"masks": [m.tolist() for m in group.masks]}),
             }
         )
         for group in groups
     )
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    """Numbers for JSON, which has no NaN: null (read back as NaN)."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def read_group(row: Mapping[str, Any]) -> Group:
@@ -180,7 +210,7 @@ def read_group(row: Mapping[str, Any]) -> Group:
 
 
 def groups_hash(groups: Iterable[Group]) -> str:
-    """SHA-256 of prompts, completions, masks and labels, in order."""
+    """SHA-256 of prompts, completions, masks, scores and labels, in order."""
     return sha256_json(
         [
             [
@@ -188,6 +218,7 @@ def groups_hash(groups: Iterable[Group]) -> str:
                 [ids.tolist() for ids in group.completions],
                 [mask.tolist() for mask in group.masks],
                 {k: np.asarray(v).tolist() for k, v in group.completion_columns.items()},
+                {k: [_plain(x) for x in v] for k, v in group.token_columns.items() if k == "step_label"},
             ]
             for group in groups
         ]

@@ -28,7 +28,7 @@ from steelyard.trainer.judge import Judge, round_rows
 from steelyard.trainer.loop import Loop, Progress
 from steelyard.trainer.measure import RewardMeasure, reward_facts
 from steelyard.trainer.moving import MovingReference
-from steelyard.trainer.plan import given_of, run_identity_of
+from steelyard.trainer.plan import given_of, rows_stage, run_identity_of
 from steelyard.trainer.rounds import RoundSource
 from steelyard.trainer.rows import TrainingRows, task_items, training_rows
 from steelyard.trainer.sources import OfflineSource, OnlineSource, Source, attach_now
@@ -213,7 +213,7 @@ class _Run:
 
     def _rows(self, start: Policy) -> tuple[Source, TrainingRows]:
         """Offline rows with cached reference log-probabilities, or online sampling."""
-        stage = self.stages.get("pairs", self.stages.get("correct"))
+        stage = rows_stage(self.stages)
         rows = training_rows(self.cfg, self.spec, start.tokenizer, stage)
         hp = self.cfg.algorithm.hyperparameters
         switch = self.spec.reference_unless_zero

@@ -1,4 +1,5 @@
-"""Make the shared inputs of runs: a supervised start, generated samples, pairs, reference log-probabilities.
+"""Make the shared inputs of runs: a supervised start, generated samples, rows selected from them, reference
+log-probabilities.
 
 Each stage is a directory named by its content-addressed id (:mod:`steelyard.trainer.plan`), written under a
 temporary name and renamed when complete: it is there as a whole or not at all, and never made twice.
@@ -6,7 +7,6 @@ temporary name and renamed when complete: it is there as a whole or not at all, 
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 import time
@@ -18,14 +18,17 @@ import numpy as np
 
 from steelyard.algorithms.core import algorithms
 from steelyard.config import AlgorithmConfig, RunConfig
+from steelyard.data.chat import Codec
 from steelyard.data.render import completion_text, prompt_ids
+from steelyard.data.steps import step_ends
 from steelyard.errors import ConfigError, DataError, ModelError, RunError
 from steelyard.files import atomic_write, read_jsonl
-from steelyard.models.load import Policy, load_policy, tokenizer_sha256
+from steelyard.models.load import Policy, load_policy, load_tokenizer, tokenizer_sha256
 from steelyard.models.reference import ReferenceCache
 from steelyard.rollout.sampler import NativeSampler, SamplingParams
-from steelyard.trainer.plan import Kind, StageSpec, plan_stages
-from steelyard.trainer.rows import read_group, task_items, training_rows, write_groups
+from steelyard.trainer.plan import Kind, StageSpec, plan_stages, rows_stage
+from steelyard.trainer.rows import judged_group, read_group, task_items, training_rows, write_groups
+from steelyard.trainer.select import SELECTIONS
 from steelyard.types import Group
 
 Progress = Callable[[dict[str, Any]], None]
@@ -180,20 +183,12 @@ def _make_generate(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -
     sampled = sampler.generate(prompts, params, seed=cfg.seed, keys=[item.id for item in chosen])
     groups, tokens, right, unscored = [], 0, 0, 0
     for item, group in zip(chosen, sampled, strict=True):
-        verdicts = [verify(completion_text(policy.tokenizer, ids), item).strict for ids in group.completions]
-        finished = group.completion_columns["finished"]
-        # 1 right, 0 wrong, -1 not judged: unfinished answers are neither.
-        verdict = np.array([-1 if v is None or not f else int(v) for v, f in zip(verdicts, finished, strict=True)])
-        tokens += sum(len(ids) for ids in group.completions)
+        made = judged_group(policy.tokenizer, group, item, verify)
+        verdict = made.completion_columns["verdict"]
+        tokens += sum(len(ids) for ids in made.completions)
         right += int((verdict == 1).sum())
         unscored += int((verdict == -1).sum())
-        groups.append(
-            group.replace(
-                key=item.id,
-                columns={"answer": item.answer},
-                completion_columns={**group.completion_columns, "verdict": verdict},
-            )
-        )
+        groups.append(made)
     text = write_groups(groups, lambda ids: completion_text(policy.tokenizer, ids))
     (out / "rows.jsonl").write_text(text, encoding="utf-8")
     total = len(groups) * settings.num_generations
@@ -203,35 +198,39 @@ def _make_generate(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -
         "generated_tokens": tokens,
         "right": right / total,
         "not_judged": unscored,
+        "score": float(np.mean([g.completion_columns["score"].mean() for g in groups])),
         "pass_at_k": float(np.mean([bool((g.completion_columns["verdict"] == 1).any()) for g in groups])),
     }
 
 
-def _make_pairs(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
-    """Verified right against verified wrong completions of the same prompt: distinct pairs, drawn at random."""
-    assert cfg.data.generate is not None
-    groups = _generated(cfg, cache)
-    pairs: list[Group] = []
-    for index, group in enumerate(groups):
-        rng = np.random.default_rng([cfg.seed, index, 0x7A17])
-        combinations = list(itertools.product(_distinct(group, 1), _distinct(group, 0)))
-        chosen = rng.permutation(len(combinations))[: cfg.data.generate.max_pairs_per_prompt]
-        pairs += [_select(group, list(combinations[i]), f"{group.key}#{n}") for n, i in enumerate(chosen)]
-    (out / "rows.jsonl").write_text(write_groups(pairs, _plain(cfg, cache)), encoding="utf-8")
-    return {"pairs": len(pairs), "prompts": len({p.key.split("#")[0] for p in pairs})}
+def _selection(kind: str) -> Callable[[RunConfig, Path, Path, Progress], dict[str, Any]]:
+    """The maker of a stage that selects rows from the generated samples (:mod:`steelyard.trainer.select`)."""
+
+    def make(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
+        settings = cfg.data.generate
+        assert settings is not None
+        codec = Codec(_start_tokenizer(cfg))
+        directory = stage_directories(cfg, cache)["generate"]
+        rows: list[Group] = []
+        for index, row in enumerate(read_jsonl(directory / "rows.jsonl")):
+            rng = np.random.default_rng([cfg.seed, index, 0x7A17])
+            rows += SELECTIONS[kind](
+                read_group(row), rng, settings, lambda ids: step_ends(ids.tolist(), codec.decode_each)
+            )
+        text = write_groups(rows, lambda ids: codec.decode(ids.tolist()))
+        (out / "rows.jsonl").write_text(text, encoding="utf-8")
+        return {
+            "rows": len(rows),
+            "prompts": len({group.key.rpartition("#")[0] for group in rows}),
+            "completions": sum(group.k for group in rows),
+        }
+
+    return make
 
 
-def _make_correct(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
-    """Distinct verified completions (rejection sampling), one row each."""
-    assert cfg.data.generate is not None
-    limit = cfg.data.generate.max_correct_per_prompt
-    rows = [
-        _select(group, [i], f"{group.key}#{n}")
-        for group in _generated(cfg, cache)
-        for n, i in enumerate(_distinct(group, 1)[:limit])
-    ]
-    (out / "rows.jsonl").write_text(write_groups(rows, _plain(cfg, cache)), encoding="utf-8")
-    return {"rows": len(rows)}
+def _start_tokenizer(cfg: RunConfig) -> Any:
+    """The tokenizer of the policy at step 0, without the policy."""
+    return load_tokenizer(cfg.model) if cfg.model.train_tokenizer is None else trained_tokenizer(cfg)
 
 
 def _make_reference(cfg: RunConfig, cache: Path, out: Path, progress: Progress) -> dict[str, Any]:
@@ -239,7 +238,7 @@ def _make_reference(cfg: RunConfig, cache: Path, out: Path, progress: Progress) 
     policy = load_start(cfg, cache)
     stages = stage_directories(cfg, cache)
     spec = algorithms.get(cfg.algorithm.name)
-    groups = training_rows(cfg, spec, policy.tokenizer, stages.get("pairs")).groups
+    groups = training_rows(cfg, spec, policy.tokenizer, rows_stage(stages)).groups
     progress({"phase": "reference", "step": 0, "total": len(groups)})
     reference_store(cache).logps(policy, groups, tokens_per_microbatch=cfg.train.tokens_per_microbatch)
     return {"groups": len(groups), "tokens": sum(group.tokens for group in groups)}
@@ -248,8 +247,7 @@ def _make_reference(cfg: RunConfig, cache: Path, out: Path, progress: Progress) 
 _MAKERS: dict[str, Callable[[RunConfig, Path, Path, Progress], dict[str, Any]]] = {
     "sft": _make_sft,
     "generate": _make_generate,
-    "pairs": _make_pairs,
-    "correct": _make_correct,
+    **{kind: _selection(kind) for kind in SELECTIONS},
     "reference": _make_reference,
 }
 
@@ -257,37 +255,3 @@ _MAKERS: dict[str, Callable[[RunConfig, Path, Path, Progress], dict[str, Any]]] 
 def reference_store(cache: Path) -> ReferenceCache:
     """The log-prob cache that all runs under ``cache`` share."""
     return ReferenceCache(cache / "logps")
-
-
-def _generated(cfg: RunConfig, cache: Path) -> list[Group]:
-    directory = stage_directories(cfg, cache)["generate"]
-    return [read_group(row) for row in read_jsonl(directory / "rows.jsonl")]
-
-
-def _distinct(group: Group, verdict: int) -> list[int]:
-    """Indices of the completions with this verdict, the first of each identical text."""
-    seen: dict[bytes, int] = {}
-    for index in np.flatnonzero(group.completion_columns["verdict"] == verdict):
-        seen.setdefault(group.completions[index].tobytes(), int(index))
-    return list(seen.values())
-
-
-def _select(group: Group, chosen: list[int], key: str) -> Group:
-    return group.replace(
-        completions=tuple(group.completions[i] for i in chosen),
-        masks=tuple(group.masks[i] for i in chosen),
-        completion_columns={k: v[chosen] for k, v in group.completion_columns.items()},
-        token_columns={k: tuple(v[i] for i in chosen) for k, v in group.token_columns.items()},
-        trained=(True,) * len(chosen),
-        key=key,
-    )
-
-
-def _plain(cfg: RunConfig, cache: Path) -> Callable[[np.ndarray], str]:
-    """ids -> the text that the generate stage already decoded."""
-    directory = stage_directories(cfg, cache)["generate"]
-    known = {}
-    for row in read_jsonl(directory / "rows.jsonl"):
-        known[tuple(row["prompt_ids"])] = row["prompt"]
-        known |= {tuple(i): t for i, t in zip(row["completion_ids"], row["completions"], strict=True)}
-    return lambda ids: known[tuple(ids.tolist())]
