@@ -301,3 +301,31 @@ def test_an_installed_package_offers_an_algorithm(tmp_path: Path) -> None:
     run_of = [done.stderr.split("run ")[1].split(":")[0] for done in (first, second)]
     assert run_of[0] != run_of[1], "the source of a package's algorithm belongs to the identity of its runs"
     assert "their_dpo (their_package:their_dpo)" in ask("algorithms").stdout
+
+
+def test_the_record_of_a_study_of_all_methods(tmp_path: Path) -> None:
+    from verification import _trained, record_zoo
+
+    cells = [
+        {"cell": {"algorithm": name, "seed": seed}, "run": f"{name}{seed}", "path": f"runs/{name}{seed}"}
+        for name, seed in (("base", 0), ("dpo", 0), ("dpo", 1), ("kto", 0), ("rm", 0))
+    ]
+    (tmp_path / "study.json").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    measured = {"dpo0": {"eval/facts/acc": 0.5, "eval/arithmetic/score": 0.25}, "rm0": {"eval/preference/auc": 0.9}}
+    for name, metrics in measured.items():
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text(
+            json.dumps({"id": name, "status": "finished", "algorithm": name[:-1], "metrics": metrics}), encoding="utf-8"
+        )
+    found = record_zoo(tmp_path)
+    assert {key: (entry["status"], entry["metric"], entry["value"], entry["run"]) for key, entry in found.items()} == {
+        "dpo": ("trained", "arithmetic/score", 0.25, "dpo0"),
+        "kto": ("failed", "", None, "kto0"),
+        "rm": ("trained", "preference/auc", 0.9, "rm0"),
+    }
+    cells_of = {key: (cell.ok, cell.why) for key in ("dpo", "kto", "ipo") for cell in [_trained(key, found)]}
+    assert cells_of == {
+        "dpo": (True, "arithmetic/score 0.250, run dpo0"),
+        "kto": (False, "its run is not finished"),
+        "ipo": (False, "not in the study `zoo`"),
+    }

@@ -29,6 +29,8 @@ PAGE = ROOT / "docs" / "verification.md"
 TABLE = ROOT / "src" / "steelyard" / "algorithms" / "verification.json"
 ZOO = ROOT / "docs" / "studies" / "zoo.json"
 """``{key: {"status": "trained" | "failed", "metric": name, "value": number or null, "run": id, "why": ""}}``."""
+SCORES = ("eval/arithmetic/strict", "eval/arithmetic/score")
+"""What the record of the study quotes, where a run has it; otherwise its first metric."""
 README = ROOT / "README.md"
 BEGIN, END = "<!-- counts: python tests/verification.py -->", "<!-- /counts -->"
 
@@ -358,15 +360,18 @@ def record_zoo(study: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cell in json.loads((study / "study.json").read_text(encoding="utf-8"))["cells"]:
         key, run = cell["cell"]["algorithm"], study / cell["path"]
+        facts: dict[str, Any] = RunDir(run).facts() if (run / "run.json").is_file() else {"status": "not finished"}
+        key = facts.get("algorithm", key)  # an arm may have a label of its own
         if key in found or key == "base":
             continue
-        entry = {"status": "failed", "metric": "", "value": None, "run": cell["run"], "why": "its run is not finished"}
-        if (run / "run.json").is_file():
-            metrics = RunDir(run).facts().get("metrics") or {}
-            name = next((m for m in ("eval/arithmetic/accuracy", *metrics) if m in metrics), "")
+        entry = {"status": "failed", "metric": "", "value": None, "run": cell["run"], "why": ""}
+        if facts["status"] == "finished":
+            metrics = facts.get("metrics") or {}
+            name = next((metric for metric in (*SCORES, *metrics) if metric in metrics), "")
             value = round(metrics[name], 4) if name else None
-            entry |= {"status": "trained", "metric": name.removeprefix("eval/"), "value": value, "why": ""}
-        found[key] = entry
+            found[key] = entry | {"status": "trained", "metric": name.removeprefix("eval/"), "value": value}
+        else:
+            found[key] = entry | {"why": f"its run is {facts['status']}"}
     return dict(sorted(found.items()))
 
 

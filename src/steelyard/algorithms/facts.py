@@ -78,12 +78,14 @@ def sections(doc: str) -> dict[str, str]:
 
 def group_of(entry: Entry) -> str:
     """The family under which a method is listed (a key of :data:`GROUPS`)."""
-    if entry["data"] in ("none", "rounds"):
-        return "baseline" if entry["data"] == "none" else "iterative"
+    if entry["data"] == "none":
+        return "baseline"
     if entry.get("module", "").endswith(".rewardmodel") or entry["head"] != "lm":
         return "reward-model"
     if entry["teacher"]:
         return "distillation"
+    if entry["data"] == "rounds":
+        return "iterative"
     if entry["family"] == "Pairs":
         return "pairwise" if entry["reference"] != "none" else "reference-free"
     named = {"Tokens": "supervised", "Unpaired": "unpaired", "Ranked": "listwise", "Rollouts": "online"}

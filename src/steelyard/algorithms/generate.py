@@ -115,7 +115,8 @@ def _page(key: str, entry: dict[str, Any], verified: dict[str, Any]) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital, unless it begins with a name that has its own (oxRL)."""
+    return text[:1].upper() + text[1:] if text.split(" ")[0].islower() else text
 
 
 def _cell(text: str) -> str:
