@@ -150,7 +150,7 @@ PROFILES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "exo_pair": {"beta": 0.1, "eps": 1e-3},
         "alphapo": {"beta": 0.1, "alpha": 1.0, "gamma": 0.5},
         "apo_zero": {"beta": 0.1},
-        "sppo": {"beta": 0.1},
+        "sppo": {"beta": 0.1, "hard": True},
         "robust_dpo": {"beta": 0.1, "label_smoothing": 0.1},
         "gpo": {"beta": 0.1, "link": "exp"},
         "focalpo": {"beta": 0.1, "g": 1.0},

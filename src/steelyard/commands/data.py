@@ -131,13 +131,13 @@ def _tokenizer(name: str, template: str | None) -> Any:
 
 def family_named(name: str) -> Any:
     """The family called ``name`` in any case (``pairs``), or that of an algorithm (``dpo``)."""
-    from steelyard.algorithms.catalogue import load_catalogue
+    from steelyard.algorithms.catalogue import entries, key_of
     from steelyard.data.schemas import SCHEMAS, row_family
 
     families = {family.lower(): family for family in SCHEMAS}
     if name.lower() in families:
         return families[name.lower()]
-    entry = load_catalogue().get(name)
+    entry = entries().get(key_of(name))
     if entry is not None and entry["family"] in SCHEMAS:
         return row_family(entry["family"], entry["head"])
     raise ConfigError(unknown("family", name, families, where="--family"))
