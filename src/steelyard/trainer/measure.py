@@ -75,10 +75,12 @@ class RewardMeasure:
 
     def tasks(self) -> dict[str, float]:
         """Best-of-n on ``eval.tasks``."""
-        cfg = self.cfg
+        cfg, start = self.cfg, self.start()
+        if self.facts.beta is not None:
+            self.model.reference = start
         metrics, reports = evaluate_by_choosing(
             self.model,
-            self.start(),
+            start,
             cfg.eval,
             seed=cfg.seed,
             writer=self.run.write_records,
@@ -143,6 +145,6 @@ class RewardMeasure:
     @property
     def how(self) -> dict[str, Any]:
         """How tasks were answered, for ``run.json``."""
-        if self.facts.head == "lm" or not self.cfg.eval.tasks:
+        if self.spec.loss is None or not self.cfg.eval.tasks:
             return {}
         return {"evaluated_by": f"best of {self.cfg.eval.best_of} samples of the start"}

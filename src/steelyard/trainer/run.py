@@ -286,7 +286,7 @@ class _Run:
         from steelyard.evals.tasks import get_task
 
         names = [n for n in self.cfg.eval.tasks if get_task(n).role == "development"]
-        if self.head != "lm" or not names:
+        if self.reward is not None or not names:
             return {}
         watched = self.cfg.eval.model_copy(update={"tasks": names, "split": "selection"})
         return evaluate_tasks(policy, watched, seed=self.cfg.seed, writer=None, purpose="select")
@@ -299,7 +299,8 @@ class _Run:
         if self.reward is not None:
             start = lambda: load_start(self.cfg, self.cache)  # noqa: E731
             measure = RewardMeasure(self.cfg, self.spec, self.reward, policy, self.run, start)
-        if self.cfg.eval.tasks and self.head == "lm":
+        choosing = measure is not None and self.spec.loss is not None
+        if self.cfg.eval.tasks and not choosing:
             purpose = "report" if self.cfg.eval.split == "test" else "select"
             metrics |= evaluate_tasks(
                 policy, self.cfg.eval, seed=self.cfg.seed, writer=self.run.write_records, purpose=purpose
