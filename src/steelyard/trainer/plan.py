@@ -51,7 +51,7 @@ _LIMITS = {
 }
 """The setting of ``data.generate`` that a selection, and nothing before it, depends on."""
 
-_WRITERS = {"teacher": "a teacher's samples", "gold": "gold answers"}
+_WRITERS = {"teacher": "teacher's samples", "gold": "gold answers"}
 
 
 def given_of(entry: Mapping[str, Any]) -> list[str]:
@@ -62,7 +62,8 @@ def given_of(entry: Mapping[str, Any]) -> list[str]:
     if rounds["base"] == "pairs":
         return [*GIVEN["pairs"], "online samples"]
     writers = ["prompts", *(_WRITERS.get(name, "online samples") for name in rounds["samplers"])]
-    return list(dict.fromkeys(writers)) + (["verifier"] if rounds["judged"] else [])
+    teacher = entry["teacher"] and "teacher" not in rounds["samplers"]
+    return list(dict.fromkeys(writers)) + ["verifier"] * rounds["judged"] + ["teacher"] * teacher
 
 
 @dataclass(frozen=True)
