@@ -1,22 +1,203 @@
-"""Recompute a published table of means, sds, differences, p-values and effect sizes from its own numbers.
+"""What the printed, rounded numbers of a table imply: ranges of differences, p-values and effect sizes.
 
 Printed numbers are rounded, so a mean of 53.89 stands for anything between 53.885 and 53.895.  That is
-carried through the test: each recomputed quantity is an *interval*, and a printed value holds when its own
-rounding interval meets it.  A cell that does not hold is reported; no tolerance is ever widened.
+carried through the test: each recomputed quantity is a *range*, and a printed value holds when its own
+rounding meets it.  A cell that does not hold is reported; no tolerance is ever widened.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy import special, stats
 
 from steelyard.errors import StudyError, unknown
-from steelyard.stats.compare import Test, cohens_d, welch
+from steelyard.stats.compare import Test, student, welch
 from steelyard.stats.estimate import Summary
+
+Range = tuple[float, float]
+"""Smallest and largest value that something rounded may stand for."""
+
+TINY = 1e-12
+"""What an sd that is printed as zero is at least: a t test of no spread at all does not exist."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Ranges
+
+
+def extremes(f: Callable[..., Any], *axes: Range, points: int = 9, zooms: int = 3) -> Range:
+    """Smallest and largest value of ``f`` over a box.
+
+    The box is covered by a grid that holds its corners (and zero, where a difference changes its sign); the
+    neighbourhood of the best point is then covered again, ``zooms`` times in all.  p-values and effect sizes
+    over rounding errors are nearly linear, and then the corners decide.
+
+    Args:
+        f: takes one array per axis, all of one shape, and returns an array of that shape; NaN is left out.
+        axes: the ends of each axis.
+        points: grid points per axis.
+
+    Raises:
+        StudyError: ``f`` is NaN everywhere.
+    """
+    ends = []
+    for sign in (1.0, -1.0):
+        box, best = list(axes), np.inf
+        for _ in range(zooms):
+            lines = [_line(low, high, points) for low, high in box]
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")  # scipy says aloud that an sd of zero has no t test
+                values = sign * np.asarray(f(*np.meshgrid(*lines, indexing="ij")), dtype=float)
+            values = np.where(np.isnan(values), np.inf, values)
+            at = np.unravel_index(int(values.argmin()), values.shape)
+            best = min(best, float(values[at]))
+            box = [(line[max(i - 1, 0)], line[min(i + 1, len(line) - 1)]) for line, i in zip(lines, at, strict=True)]
+        ends.append(sign * best)
+    if not np.isfinite(ends[0]) and ends[0] > 0 and ends[1] < 0:
+        raise StudyError("nothing can be recomputed: the quantity is not defined for any of the possible inputs")
+    return ends[0], ends[1]
+
+
+def _line(low: float, high: float, points: int) -> np.ndarray:
+    if low == high:
+        return np.array([low])
+    line = np.linspace(low, high, points)
+    return np.union1d(line, [0.0]) if low < 0 < high else line
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One row of a table as far as rounding leaves it known.
+
+    Attributes:
+        mean: range of the mean.
+        sd: range of the sample sd (divisor n - 1); ``None`` for a constant or one run.
+        n: number of runs.
+    """
+
+    mean: Range
+    sd: Range | None
+    n: int
+
+
+def minus(a: Range, b: Range) -> Range:
+    """Range of a difference."""
+    return a[0] - b[1], a[1] - b[0]
+
+
+def _spread(sd: Range) -> Range:
+    return max(sd[0], TINY), max(sd[1], TINY)
+
+
+# --------------------------------------------------------------------------------------------------
+# p-values.  Each takes the difference and the two sds as arrays.
+
+_Formula = Callable[..., Any]
+
+
+def _welch(d: Any, s: Any, r: Any, a: int, b: int, side: str) -> Any:
+    return stats.ttest_ind_from_stats(d, s, a, 0.0, r, b, equal_var=False, alternative=side)[1]
+
+
+def _student(d: Any, s: Any, r: Any, a: int, b: int, side: str) -> Any:
+    return stats.ttest_ind_from_stats(d, s, a, 0.0, r, b, equal_var=True, alternative=side)[1]
+
+
+def _z(d: Any, s: Any, r: Any, a: int, b: int, side: str) -> Any:
+    return _tail(d / np.sqrt(s**2 / a + r**2 / b), stats.norm, side)
+
+
+def _tail(t: Any, law: Any, side: str) -> Any:
+    return {"two-sided": 2 * law.sf(np.abs(t)), "greater": law.sf(t), "less": law.cdf(t)}[side]
+
+
+TWO_SAMPLE: Mapping[str, _Formula] = {"welch": _welch, "student": _student, "z": _z}
+"""Tests of two independent arms that summaries suffice for."""
+
+TESTS = (*TWO_SAMPLE, "one-sample", "paired")
+"""Tests that :func:`p_range` knows."""
+
+
+def p_range(a: Arm, b: Arm, test: str = "welch", *, side: str = "two-sided") -> Range | None:
+    """Range of the p-value of ``a`` against ``b``.
+
+    ``paired`` without the single values: over every correlation between the arms from -1 to 1, so the range is
+    wide.  ``None`` when the test needs an sd or runs that are not there.
+
+    Args:
+        test: one of :data:`TESTS`.
+        side: ``two-sided``, ``greater`` (a above b) or ``less``.
+    """
+    shift = minus(a.mean, b.mean)
+    if a.sd is None or a.n < 2:
+        return None
+    if test == "one-sample":
+        df = a.n - 1
+        return extremes(lambda d, s: _tail(d / (s / np.sqrt(a.n)), stats.t(df), side), shift, _spread(a.sd))
+    if b.sd is None or b.n < 2:
+        return None
+    spreads = _spread(a.sd), _spread(b.sd)
+    if test == "paired":
+        if a.n != b.n:
+            return None
+
+        def p(d: Any, s: Any, r: Any, rho: Any) -> Any:
+            spread = np.sqrt(np.maximum(s**2 + r**2 - 2 * rho * s * r, TINY**2))
+            return _tail(d / (spread / np.sqrt(a.n)), stats.t(a.n - 1), side)
+
+        return extremes(p, shift, *spreads, (-1.0, 1.0))
+    formula = TWO_SAMPLE[test]
+    return extremes(lambda d, s, r: formula(d, s, r, a.n, b.n, side), shift, *spreads)
+
+
+# --------------------------------------------------------------------------------------------------
+# Effect sizes
+
+
+def pooled(s: Any, r: Any, a: int, b: int) -> Any:
+    """Pooled sd of two arms; arrays."""
+    return np.sqrt(((a - 1) * s**2 + (b - 1) * r**2) / (a + b - 2))
+
+
+def hedges_factor(df: int) -> float:
+    """What Cohen's d is multiplied by to be Hedges' g (Hedges, 1981, eq. 6e)."""
+    return float(np.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / np.sqrt(df / 2))
+
+
+EFFECTS = ("cohen", "hedges", "glass", "average")
+"""Effect sizes that :func:`d_range` knows; see there."""
+
+
+def d_range(a: Arm, b: Arm, kind: str = "cohen") -> Range | None:
+    """Range of the standardised difference; ``None`` without the sds that it needs.
+
+    Args:
+        kind: ``cohen`` divides by the pooled sd, ``hedges`` corrects that for small samples, ``glass`` divides
+            by the sd of ``b``, ``average`` by the root of the two variances' plain mean.  Against a constant
+            (``b`` without an sd) the divisor is the sd of ``a``.
+    """
+    shift = minus(a.mean, b.mean)
+    if a.sd is None or a.n < 2:
+        return None
+    if b.sd is None or b.n < 2:
+        factor = hedges_factor(a.n - 1) if kind == "hedges" and a.n > 2 else 1.0
+        return None if kind == "glass" else extremes(lambda d, s: factor * d / s, shift, _spread(a.sd))
+    spreads = _spread(a.sd), _spread(b.sd)
+    if kind == "glass":
+        return extremes(lambda d, r: d / r, shift, spreads[1])
+    if kind == "average":
+        return extremes(lambda d, s, r: d / np.sqrt((s**2 + r**2) / 2), shift, *spreads)
+    factor = hedges_factor(a.n + b.n - 2) if kind == "hedges" and a.n + b.n > 3 else 1.0
+    return extremes(lambda d, s, r: factor * d / pooled(s, r, a.n, b.n), shift, *spreads)
+
+
+# --------------------------------------------------------------------------------------------------
+# A whole table of plain numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +231,7 @@ class Decimals:
     d: int = 2
 
 
-def _half(decimals: int) -> float:
-    return 0.5 * 10.0**-decimals
-
-
-def _box(printed: float, decimals: int, points: int, *, floor: float | None = None) -> np.ndarray:
-    values = np.linspace(printed - _half(decimals), printed + _half(decimals), points)
-    return values if floor is None else np.maximum(values, floor)
+_NAMES: Mapping[Callable[[Summary, Summary], Test], str] = {welch: "welch", student: "student"}
 
 
 def recompute(
@@ -69,65 +244,52 @@ def recompute(
 ) -> list[Cell]:
     """Every printed Δ, p and d of a table against its printed means and sds.
 
+    :func:`steelyard.stats.audit.audit` does this and more for files; here the digits are given by column.
+
     Args:
         rows: mappings with ``name``, ``mean``, ``sd`` and any of ``delta``, ``p``, ``d`` (``None``: not
             printed).
         baseline: name of the row that the others are compared with.
         n: runs per row.
-        test: the two-sample test that is tried; the sds are taken to have ``ddof=1``.
+        test: :func:`~steelyard.stats.compare.welch` or :func:`~steelyard.stats.compare.student`; the sds are
+            taken to have ``ddof=1``.
         decimals: printed digits.
 
     Raises:
-        StudyError: there is no row called ``baseline``.
+        StudyError: there is no row called ``baseline``, or fewer than two runs.
     """
     digits = decimals or Decimals()
     by_name = {row["name"]: row for row in rows}
     if baseline not in by_name:
         raise StudyError(unknown("baseline row", baseline, by_name))
-    reference = by_name[baseline]
+    reference = _arm(by_name[baseline], n, digits)
     cells: list[Cell] = []
     for row in rows:
         if row["name"] == baseline:
             continue
-        values = _possible(row, reference, n, test, digits)
-        for quantity, (low, high) in values.items():
+        arm = _arm(row, n, digits)
+        values = {
+            "delta": minus(arm.mean, reference.mean),
+            "p": p_range(arm, reference, _NAMES[test]),
+            "d": d_range(arm, reference),
+        }
+        for quantity, found in values.items():
             printed = row.get(quantity)
             if printed is None:
                 continue
-            slack = _half(getattr(digits, quantity)) + 1e-12
-            holds = bool(low - slack <= printed <= high + slack)
-            cells.append(Cell(row["name"], quantity, float(printed), low, high, holds))
+            if found is None:
+                raise StudyError(f"row '{row['name']}': no test can be recomputed from n={n}")
+            slack = half(getattr(digits, quantity)) + TINY
+            holds = bool(found[0] - slack <= printed <= found[1] + slack)
+            cells.append(Cell(row["name"], quantity, float(printed), found[0], found[1], holds))
     return cells
 
 
-def _possible(
-    row: Mapping[str, Any],
-    reference: Mapping[str, Any],
-    n: int,
-    test: Callable[[Summary, Summary], Test],
-    digits: Decimals,
-) -> dict[str, tuple[float, float]]:
-    """Ranges of delta, p and d over the box of inputs that round to the printed ones.
+def half(decimals: int) -> float:
+    """Half a unit in the last printed place."""
+    return 0.5 * 10.0**-decimals
 
-    In the difference both p and d are monotone, so its ends (and zero, where it may change sign) suffice;
-    in the two sds a grid that includes the corners is evaluated.
-    """
-    difference = row["mean"] - reference["mean"]
-    widest = 2 * _half(digits.mean)
-    shifts = [difference - widest, difference + widest]
-    if shifts[0] < 0 < shifts[1]:
-        shifts.append(0.0)
-    spreads = [_box(r["sd"], digits.sd, 9, floor=1e-12) for r in (row, reference)]
-    ps, ds = [], []
-    for shift, first, second in product(shifts, *spreads):
-        a, b = Summary(shift, float(first), n), Summary(0.0, float(second), n)
-        p, d = test(a, b).p, cohens_d(a, b)
-        if p is None or d is None:
-            raise StudyError(f"row '{row['name']}': no test can be recomputed from n={n}")
-        ps.append(p)
-        ds.append(d)
-    return {
-        "delta": (difference - widest, difference + widest),
-        "p": (min(ps), max(ps)),
-        "d": (min(ds), max(ds)),
-    }
+
+def _arm(row: Mapping[str, Any], n: int, digits: Decimals) -> Arm:
+    mean, sd = half(digits.mean), half(digits.sd)
+    return Arm((row["mean"] - mean, row["mean"] + mean), (row["sd"] - sd, row["sd"] + sd), n)
