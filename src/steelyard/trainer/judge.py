@@ -17,7 +17,7 @@ from steelyard.errors import DataError
 from steelyard.files import read_jsonl
 from steelyard.rewards.core import Reward, score
 from steelyard.trainer.rows import TrainingRows, groups_hash, read_group, source_table
-from steelyard.trainer.select import NEARLY, common_prefix
+from steelyard.trainer.select import score_of
 from steelyard.types import Group
 
 
@@ -34,7 +34,6 @@ class Judge:
         verifying: the rewards are the verifier alone.
         gold: item -> token ids of its gold completion, where there is one.
         required: without answers, refuse (else: nothing is judged).
-        unscored: completions that could not be judged, so far.
     """
 
     tokenizer: Any
@@ -42,7 +41,6 @@ class Judge:
     verifying: bool
     gold: Mapping[str, np.ndarray] = field(default_factory=dict)
     required: bool = True
-    unscored: int = 0
 
     def __call__(self, rows: Sequence[Group], sampled: Sequence[Group]) -> list[Group]:
         """``sampled`` (one group per row) with scores; completions that cannot be judged are left out."""
@@ -73,16 +71,12 @@ class Judge:
 
     def _judged(self, row: Group, group: Group, totals: Sequence[float | None]) -> Group:
         known = [i for i, total in enumerate(totals) if total is not None]
-        self.unscored += group.k - len(known)
         values = np.array([totals[i] for i in known], np.float64)
-        kept = take(group, known)
+        verdict, kept = (values >= 1).astype(np.int64), take(group, known)
         if self.verifying:
             gold = self.gold.get(str(row.columns.get("item", row.key)))
-            near = [0.0 if gold is None else NEARLY * common_prefix(ids, gold) / len(gold) for ids in kept.completions]
-            values, verdict = np.where(values >= 1, 1.0, near), values >= 1
-        else:
-            verdict = values >= 1
-        columns = {**kept.completion_columns, "score": values, "verdict": verdict.astype(np.int64)}
+            values = np.array([score_of(ids, v, gold) for ids, v in zip(kept.completions, verdict, strict=True)])
+        columns = {**kept.completion_columns, "score": values, "verdict": verdict}
         return kept.replace(completion_columns=columns)
 
 

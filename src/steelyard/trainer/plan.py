@@ -219,6 +219,8 @@ def data_hashes(cfg: RunConfig) -> dict[str, str]:
     for key in ("tokenizer", "chat_template"):  # part of the model's fingerprint; their place does not matter
         if getattr(cfg.model, key) is not None:
             hashes[f"model.{key}"] = "in weights"
+    if cfg.teacher is not None:
+        hashes["teacher.name_or_path"] = model_fingerprint(ModelConfig(name_or_path=cfg.teacher.name_or_path))
     if cfg.data.task is not None:
         hashes["data.task"] = _task_identity(cfg.data.task)
     for index, reward in enumerate(cfg.rewards):
