@@ -20,7 +20,8 @@ from steelyard.data.bpe import train_bpe
 from steelyard.data.inspect import inspect_table, show
 from steelyard.data.render import Renderer, completion_ids, completion_text, prompt_ids, stop_ids
 from steelyard.data.rows import Table, read_table
-from steelyard.data.sources import read_source
+from steelyard.data.sources import read_source, row_texts
+from steelyard.data.steps import step_ends
 from steelyard.errors import DataError, ModelError
 
 WORDS = ["[", "]", "system", "user", "assistant", "tool", "\n", "be", "good", "hi", "there", "ok", "bye", "now", "x"]
@@ -146,6 +147,87 @@ def test_labelled_rows(chat: PreTrainedTokenizerFast) -> None:
     assert [g.completion_columns["label"].tolist() for g in groups] == [[True], [False]]
     conversation = {"messages": says("user: hi", "assistant: ok"), "label": 1}
     assert only(chat, conversation, "Unpaired").prompt.tolist() == groups[0].prompt.tolist()
+
+
+def test_lists(chat: PreTrainedTokenizerFast) -> None:
+    row = {"prompt": "hi", "completions": ["bye", "ok now", says("assistant: x")], "scores": [1, 2.5, "0"], "id": 7}
+    group = only(chat, row, "Ranked")
+    assert [words(chat, ids) for ids in group.completions] == ["bye <eos>", "ok now <eos>", "x <eos>"]
+    assert group.completion_columns["score"].tolist() == [1.0, 2.5, 0.0] and group.columns == {"id": 7}
+    ranks = {key: value for key, value in row.items() if key != "scores"} | {"ranks": [2, 1, 3]}
+    assert only(chat, ranks, "Ranked").completion_columns["score"].tolist() == [-2, -1, -3], "1 is the best"
+    rows = [row, {**row, "scores": [1, 1, 1]}, {**row, "completions": ["ok", "ok", "ok"]}]
+    report = Renderer(chat, max_dropped=1.0).render(rows, "Ranked").report
+    assert report.dropped == {"equal_scores": 1, "identical_pair": 1} and report.kept == 1
+
+
+def test_labelled_steps_end_at_line_breaks(chat: PreTrainedTokenizerFast) -> None:
+    row = {"prompt": "hi", "completions": ["be good", "ok\nnow", "bye"], "labels": [True, 0.25, None]}
+    group = only(chat, row, "StepLabels")
+    assert words(chat, group.completions[0]) == "be good / ok now / bye <eos>", "a step is one line"
+    column = group.token_columns["step_label"][0]
+    assert column.dtype == np.float32 and group.masks[0].all()
+    assert {int(i): float(column[i]) for i in np.flatnonzero(~np.isnan(column))} == {2: 1.0, 5: 0.25}
+    mistake = {"prompt": "hi", "steps": ["be good", "ok", "bye"], "mistake_index": 1}
+    column = only(chat, mistake, "StepLabels").token_columns["step_label"][0]
+    assert {int(i): float(column[i]) for i in np.flatnonzero(~np.isnan(column))} == {2: 1.0, 4: 0.0}
+    whole = only(chat, {**mistake, "mistake_index": None}, "StepLabels").token_columns["step_label"][0]
+    assert np.flatnonzero(~np.isnan(whole)).tolist() == [2, 4, 6], "the last step ends with the end token"
+
+
+def test_the_ends_of_steps_are_where_scoring_looks(chat: PreTrainedTokenizerFast) -> None:
+    group = only(chat, {"prompt": "hi", "completions": ["be good", "bye"], "labels": [True, True]}, "StepLabels")
+    labelled = np.flatnonzero(~np.isnan(group.token_columns["step_label"][0]))
+    assert step_ends(group.completions[0].tolist(), lambda ids: completion_text(chat, ids)) == labelled.tolist()
+
+
+def test_steps_that_cannot_be_labelled(chat: PreTrainedTokenizerFast, plain: PreTrainedTokenizerFast) -> None:
+    row = {"prompt": "hi", "completions": ["be good", "bye"], "labels": [True, False]}
+    rows = [row, {**row, "completions": ["ok", " "]}, {**row, "labels": [None, None]}]
+    report = Renderer(chat, max_dropped=1.0).render(rows, "StepLabels").report
+    assert report.dropped == {"empty_step": 1, "no_step_label": 1}
+    assert report.labels == {True: 1, False: 1}
+    with pytest.raises(DataError, match=r"cannot be told apart.*2 steps, but 1 can be told apart"):
+        Renderer(plain).render([row], "StepLabels")  # it has no token for a line break
+    cut = Renderer(chat, max_length=12, overlong="truncate", max_dropped=1.0).render([row, row], "StepLabels")
+    (column,) = cut.groups[0].token_columns["step_label"]
+    assert len(column) == len(cut.groups[0].completions[0]) == 3 and column[2] == 1.0
+    gone = Renderer(chat, max_length=11, overlong="truncate").render([row], "StepLabels", strict=False).report
+    assert gone.dropped == {"truncated_to_nothing": 1}, "a cut that leaves no label"
+
+
+def test_numbers_become_columns(chat: PreTrainedTokenizerFast) -> None:
+    row = {"prompt": "hi", "chosen": "ok", "rejected": "bye", "margin": "2", "score_chosen": "?", "score_rejected": 0}
+    group = Renderer(chat).render([row], "Pairs", columns=("margin",)).groups[0]
+    assert group.columns["margin"] == 2.0 and "score" not in group.completion_columns, "nobody asked for the others"
+    with pytest.raises(DataError, match=r"rows:1: column 'score_chosen': expected a finite number"):
+        Renderer(chat).render([row], "Pairs", columns=("score_chosen", "score_rejected"))
+
+
+def test_verdicts_and_teachers(chat: PreTrainedTokenizerFast) -> None:
+    labelled = {"prompt": "hi", "completion": "ok", "label": False}
+    assert only(chat, labelled, "TokenScores").completion_columns["label"].tolist() == [False]
+    pair = {"prompt": "hi", "chosen": "ok", "rejected": "bye"}
+    assert only(chat, pair, "TokenScores").completion_columns["label"].tolist() == [True, False]
+    assert [words(chat, ids) for ids in only(chat, pair, "Distill").completions] == ["ok <eos>"]
+
+
+def test_human_labelled_steps_of_big_bench_mistake() -> None:
+    path = SHARED / "data" / "step_labels" / "big_bench_mistake.jsonl.gz"
+    if not path.is_file():
+        pytest.skip("needs the shared data")
+    table = read_source(path, columns={"prompt": "input"}, limit=150)
+    renderer = Renderer(train_bpe(row_texts(table), 1024), max_length=4096)
+    result = renderer.render(table, "StepLabels")
+    assert result.report.kept == 150 and result.report.schema == "first-mistake"
+    for row, group in zip(table.rows, result.groups, strict=True):
+        column = group.token_columns["step_label"][0]
+        places = np.flatnonzero(~np.isnan(column))
+        first = row["mistake_index"]
+        assert len(places) == (len(row["steps"]) if first is None else first + 1)
+        assert column[places].tolist() == [1.0] * len(places) if first is None else [1.0] * first + [0.0]
+        text = completion_text(renderer.tokenizer, group.completions[0][: places[-1] + 1])
+        assert text.rstrip("\n") == "\n".join(" ".join(step.split()) for step in row["steps"][: len(places)])
 
 
 def test_helpers_give_what_the_renderer_gives(chat: PreTrainedTokenizerFast, plain: PreTrainedTokenizerFast) -> None:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import pytest
 
 from steelyard.config import DataConfig
 from steelyard.data.rows import Table, read_table
-from steelyard.data.schemas import as_label, detect_schema, validate
+from steelyard.data.schemas import (
+    as_label,
+    as_number,
+    check_numbers,
+    detect_schema,
+    schema_for,
+    step_labels,
+    validate,
+)
 from steelyard.data.sides import split_conversation, split_pair
 from steelyard.data.sources import load_table, read_source, resolve_path, row_texts, shipped
 from steelyard.errors import DataError
@@ -141,6 +150,10 @@ def test_texts_of_rows() -> None:
         ("prompt completion label", "unpaired"),
         ("messages label", "unpaired"),
         ("prompt completion text", "prompt-completion"),
+        ("prompt completions scores", "ranked"),
+        ("prompt completions ranks", "ranked"),
+        ("prompt completions labels", "stepwise"),
+        ("prompt steps mistake_index answer", "first-mistake"),
     ],
 )
 def test_the_most_specific_schema_is_found(columns: str, schema: str) -> None:
@@ -197,6 +210,77 @@ def test_values_of_the_wrong_type(row: dict[str, Any], message: str) -> None:
     table = Table([first, row], "x.jsonl", "", [1, 2])
     with pytest.raises(DataError, match=message):
         validate(table, detect_schema(table))
+
+
+LISTS = {
+    "ranked": {"prompt": "p", "completions": ["a", "b"], "scores": [1, 0]},
+    "stepwise": {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
+    "first-mistake": {"prompt": "p", "steps": ["a", "b"], "mistake_index": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "change", "message"),
+    [
+        ("ranked", {"scores": [1]}, r"x.jsonl:2: column 'scores': expected one for each of the 2 completions, got 1"),
+        ("ranked", {"scores": [1, None]}, r"column 'scores', item 2: expected a finite number, got None"),
+        ("ranked", {"scores": [1, float("inf")]}, r"item 2: expected a finite number, got inf"),
+        ("ranked", {"scores": "1 2"}, r"column 'scores': expected a non-empty list, got a string"),
+        ("ranked", {"completions": ["a"], "scores": [1]}, r"column 'completions': expected at least two, got one"),
+        (
+            "ranked",
+            {"completions": ["a", 2]},
+            r"'completions', item 2: expected a string or a list of messages, got a n",
+        ),
+        (
+            "stepwise",
+            {"labels": [True, 2]},
+            r"'labels', item 2: expected true, false, a share between 0 and 1, or null",
+        ),
+        ("stepwise", {"completions": ["a", ["b"]]}, r"'completions', item 2: expected the text of a step, got a list"),
+        ("stepwise", {"completions": []}, r"'completions': expected a non-empty list, got an empty list"),
+        ("first-mistake", {"mistake_index": 2}, r"column 'mistake_index': expected 0 to 1 or null, got 2"),
+        ("first-mistake", {"mistake_index": "1"}, r"expected the place of a step \(from 0\) or null, got a string"),
+    ],
+)
+def test_lists_that_do_not_fit(schema: str, change: dict[str, Any], message: str) -> None:
+    good = LISTS[schema]
+    table = Table([good, {**good, **change}], "x.jsonl", "", [1, 2])
+    assert detect_schema(table) == schema
+    with pytest.raises(DataError, match=message):
+        validate(table, schema)
+
+
+def test_what_is_said_about_steps() -> None:
+    def labels(**row: Any) -> list[float | None]:
+        schema = "stepwise" if "labels" in row else "first-mistake"
+        return [None if math.isnan(label) else label for label in step_labels(row, schema)]
+
+    assert labels(completions=["a", "b", "c"], labels=[True, 0.25, None]) == [1, 0.25, None]
+    steps = ["a", "b", "c"]
+    assert labels(steps=steps, mistake_index=None) == [1, 1, 1]
+    assert labels(steps=steps, mistake_index=1) == [1, 0, None], "what follows from a mistake is not judged"
+    assert labels(steps=steps, mistake_index=0) == [0, None, None]
+
+
+def test_numbers_that_an_algorithm_declares() -> None:
+    table = Table([{"margin": "0.5", "p_chosen": 0.7}, {"margin": -2, "p_chosen": 1.2}], "x.csv", "", [2, 3])
+    check_numbers(table, ["margin"])
+    with pytest.raises(DataError, match=r"x.csv:3: column 'p_chosen': expected a probability, got 1.2"):
+        check_numbers(table, ["p_chosen"])
+    with pytest.raises(DataError, match=r"x.csv: `m` needs a finite number in a column 'margn'.*\{margn: margin\}"):
+        check_numbers(table, ["margn"], "`m`")
+    for wrong in (True, None, "high", math.nan, "inf", [1]):
+        with pytest.raises(ValueError, match="not"):
+            as_number(wrong)
+
+
+def test_the_missing_column_of_lists_is_named() -> None:
+    table = Table.from_rows([{"input": "p", "steps": ["a"], "mistake_index": 0}], "m.jsonl")
+    with pytest.raises(DataError, match=r"'prompt' is missing.*\{prompt: input\}.*Process reward models"):
+        schema_for(table, "StepLabels")
+    both = Table.from_rows([{**LISTS["ranked"], "chosen": "a", "rejected": "b"}], "b.jsonl")
+    assert (schema_for(both, "Pairs"), schema_for(both, "Ranked")) == ("preference", "ranked")
 
 
 @pytest.mark.parametrize("value", [True, 1, 1.0, "true", "True", " 1 "])

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +23,7 @@ from steelyard.errors import ConfigError, NumericalError, RunError
 from steelyard.files import read_jsonl
 from steelyard.models.load import load_policy
 from steelyard.rundir import RunDir
+from steelyard.trainer.plan import rows_stage
 from steelyard.trainer.rows import training_rows
 from steelyard.trainer.run import execute
 from steelyard.trainer.sources import OfflineSource
@@ -234,6 +236,33 @@ def test_nan_stops_the_run_and_marks_it(cache: Path, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "nan" / "run.json").read_text())
     assert facts["status"] == "failed" and "NumericalError" in facts["error"]
     assert not (tmp_path / "nan" / "model").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["odpo", "step_dpo", "pl_dpo", "rm_listwise", "orm", "implicit_prm", "prm"])
+def test_every_selection_can_be_trained_on(algorithm: str, cache: Path, tmp_path: Path) -> None:
+    cfg = config(algorithm, eval={}, train__max_steps=2)
+    run = execute(cfg, tmp_path / "run", cache=cache)
+    rows = run.facts()["rows"]
+    assert rows["source"] == "own samples" and rows["kept"] > 4
+    spec = algorithms.get(algorithm)
+    tokenizer = load_policy(cfg.model, None, head="lm", seed=0).tokenizer
+    made = training_rows(cfg, spec, tokenizer, rows_stage(ensure_stages(cfg, cache)))
+    assert made.sha256 == run.facts()["data_sha256"]
+    if algorithm == "prm":  # labels survive the way to disk and back
+        labels = np.concatenate([values for group in made.groups for values in group.token_columns["step_label"]])
+        assert {0.0, 1.0} == set(labels[~np.isnan(labels)].tolist())
+
+
+def test_whole_texts_train_on_prompts_too(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "one two ?", "completion": "three"}\n' * 4, encoding="utf-8")
+    tokenizer = load_policy(config("sft").model, None, head="lm", seed=0).tokenizer
+    prompts = {
+        name: training_rows(config(name, data={"path": str(tmp_path / "rows.jsonl")}), spec, tokenizer, None).groups[0]
+        for name in ("sft", "cpt")
+        for spec in [algorithms.get(name)]
+    }
+    assert len(prompts["sft"].prompt) > 1 == len(prompts["cpt"].prompt)
+    assert prompts["sft"].tokens == prompts["cpt"].tokens == prompts["cpt"].scored + 1
 
 
 def test_pairs_on_a_task_need_generation() -> None:

@@ -161,11 +161,15 @@ def _stand_in(table: Table) -> tuple[PreTrainedTokenizerBase, str]:
     """A tokenizer trained on the rows, with a template for looking at conversations."""
     tokenizer = train_bpe(row_texts(table))
     name = f"a byte-level BPE of {len(tokenizer)} entries trained on these rows"
-    conversational = any(isinstance(value, list) for row in table.rows for value in row.values())
+    conversational = any(_has_messages(value) for row in table.rows for value in row.values())
     if conversational:
         tokenizer.chat_template = VIEW_TEMPLATE
         name += ", with a plain template for looking"
     return tokenizer, f"{name} (give --model or --tokenizer to see what your model would see)"
+
+
+def _has_messages(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(part, dict) or _has_messages(part) for part in value)
 
 
 class _Roles:

@@ -186,7 +186,7 @@ _REASONS = {
     "empty_completion": "a completion is empty",
     "no_common_prompt": "there is no prompt, and chosen and rejected have no common beginning",
     "no_trained_token": "no token is trained (a conversation without an assistant turn)",
-    "identical_pair": "chosen and rejected (or all completions of a list) are the same",
+    "identical_pair": "chosen and rejected are the same (or all completions of a list)",
     "identical_tokens": "chosen and rejected differ, but the chat template or the tokenizer loses the difference",
     "truncated_to_nothing": "nothing trained is left of a completion after the cut at max_length",
     "identical_after_truncation": "chosen and rejected are the same up to max_length",
