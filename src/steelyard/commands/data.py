@@ -108,9 +108,10 @@ def _of_recipe(args: Any) -> tuple[Any, Any, str, dict[str, Any]]:
         "completion_only_loss": config.data.completion_only_loss,
         "family": None if entry["family"] == "none" else row_family(entry["family"], entry["head"]),
     }
-    if config.data.task is not None and entry["data"] in SELECTED:
+    rounds = entry["rounds"] is not None and (config.data.task is not None or entry["rounds"]["base"] == "prompts")
+    if rounds or (config.data.task is not None and entry["data"] in SELECTED):
         own = "the model's own samples"
-        note = f"note: {config.algorithm.name} trains on {own}; shown are the task's gold rows, which they answer"
+        note = f"note: {config.algorithm.name} trains on {own}; shown are the rows whose prompts they answer"
         print(note, file=sys.stderr)
         settings["family"] = None
     if config.model.train_tokenizer is not None:
