@@ -8,6 +8,7 @@
       env.json              machine and versions of the latest attempt
       metrics.jsonl         one row per logged step, each with ``global_step``
       eval/<task>.jsonl     one row per evaluated item
+      quality.json          reports on a reward model
       logs/attempt_<n>.json when, where and on what the n-th attempt ran, and how it ended
       checkpoint-<step>/    Hugging Face directory + trainer state
       model/                the final model
@@ -324,7 +325,7 @@ class RunDir:
         )
 
     def _discard_results(self) -> None:
-        for name in ("metrics.jsonl", "eval", "model", "rounds", *(c.name for c in self.checkpoints())):
+        for name in ("metrics.jsonl", "quality.json", "eval", "model", "rounds", *(c.name for c in self.checkpoints())):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
@@ -422,7 +423,7 @@ class RunDir:
 
     def _evidence(self) -> dict[str, str]:
         """SHA-256 of every file that the results rest on, by relative path."""
-        names = ["config.resolved.yaml", "env.json", "metrics.jsonl"]
+        names = ["config.resolved.yaml", "env.json", "metrics.jsonl", "quality.json"]
         files = [self.path / name for name in names if (self.path / name).is_file()]
         for folder in ("eval", "model", "rounds"):
             files += sorted(f for f in (self.path / folder).rglob("*") if f.is_file())
