@@ -383,6 +383,32 @@ def test_a_round_without_rows_says_what_to_do(tmp_path: Path) -> None:
         source_of(cfg, tmp_path, policy).groups(0, policy)
 
 
+def test_a_step_whose_prompts_all_tie_asks_others(tmp_path: Path) -> None:
+    sure = {"prompts": 1, "num_generations": 2, "temperature": 1e-3, "max_completion_length": 48}  # equal samples
+    cfg = config("online_dpo", data__generate=sure)
+    policy = policy_of(cfg)
+    with pytest.raises(RunError, match="step 1: algorithm 'online_dpo' found nothing to learn in the samples of 32"):
+        source_of(cfg, tmp_path, policy).groups(0, policy)
+    cfg = config("online_dpo", data__generate={**sure, "temperature": 1.0}, train__prompts_per_step=1)
+    source = source_of(cfg, tmp_path, policy)
+    asked: list[int] = []
+    sample = source.writers.sample
+    source.writers.sample = lambda *args, **named: asked.append(named["number"]) or sample(*args, **named)
+    assert [len(source.groups(step, policy)[0]) for step in range(3)] == [1] * 3
+    assert len(set(asked)) == len(asked) > 3  # some of the steps drew again, and other prompts
+
+
+def test_a_conversation_has_a_prompt_to_put_a_hint_into(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "rosa has 42 books ."}, {"role": "assistant", "content": "#### 42"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": talk, "answer": "42"}) + "\n")
+    cfg = config("star", data={"path": str(tmp_path / "rows.jsonl"), "generate": {"prompts": 1}})
+    policy = policy_of(cfg)
+    (row,) = round_rows(cfg, algorithms.get("star"), policy.tokenizer, None).rows.groups
+    assert "rosa has 42 books . ( answer : 42 )" in policy.tokenizer.decode(hinted(policy.tokenizer, row))
+    with pytest.raises(DataError, match="a hint needs a column 'prompt'"):
+        hinted(policy.tokenizer, row.replace(columns={"answer": "42"}))
+
+
 def test_what_rounds_need_is_asked_for_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="3 rounds of 'raft' need at least as many optimizer steps, got 2"):
         source_of(config("raft", train__max_steps=2), tmp_path, policy_of(config("raft")))

@@ -13,6 +13,7 @@ from steelyard.algorithms.core import AlgorithmSpec
 from steelyard.algorithms.rounds import take
 from steelyard.config import RunConfig
 from steelyard.data.render import Renderer, completion_text
+from steelyard.data.sides import split_conversation
 from steelyard.errors import DataError
 from steelyard.files import read_jsonl
 from steelyard.rewards.core import Reward, score
@@ -111,7 +112,7 @@ def round_rows(cfg: RunConfig, spec: AlgorithmSpec, tokenizer: Any, pairs: Path 
         family = "Tokens" if {"completion", "messages", "chosen"} & set(table.columns) else "Rollouts"
     rendered = Renderer.from_config(tokenizer, data).render(table, family)  # type: ignore[arg-type]
     columns = {
-        str(line): {**row, "item": str(row.get("item", f"row:{line}"))}
+        str(line): {**_prompt_of(row), **row, "item": str(row.get("item", f"row:{line}"))}
         for line, row in zip(table.lines, table.rows, strict=True)
     }
     groups = [g.replace(columns=columns[g.key.rpartition(":")[2]]) for g in rendered.groups]
@@ -132,3 +133,8 @@ def round_rows(cfg: RunConfig, spec: AlgorithmSpec, tokenizer: Any, pairs: Path 
             f"algorithm '{spec.key}' takes gold completions, and {table.source} has none: add a column 'completion'"
         )
     return RoundRows(TrainingRows(groups, report, groups_hash(groups)), gold)
+
+
+def _prompt_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompt of a conversation, as a column of its own."""
+    return {"prompt": split_conversation(row["messages"])[0]} if "messages" in row else {}

@@ -54,13 +54,13 @@ _LIMITS = {
 _WRITERS = {"teacher": "teacher's samples", "gold": "gold answers"}
 
 
-def given_of(entry: Mapping[str, Any]) -> list[str]:
-    """What a method with this catalogue entry was given on a task, in words."""
+def given_of(entry: Mapping[str, Any], *, task: bool = True) -> list[str]:
+    """What a method with this catalogue entry was given, in words: on a task, or (in rounds) on a file's rows."""
     rounds = entry["rounds"]
     if rounds is None:
         return list(GIVEN[entry["data"]])
     if rounds["base"] == "pairs":
-        return [*GIVEN["pairs"], "online samples"]
+        return [*(GIVEN["pairs"] if task else ["preference pairs", "verifier"]), "online samples"]
     writers = ["prompts", *(_WRITERS.get(name, "online samples") for name in rounds["samplers"])]
     teacher = entry["teacher"] and "teacher" not in rounds["samplers"]
     return list(dict.fromkeys(writers)) + ["verifier"] * rounds["judged"] + ["teacher"] * teacher

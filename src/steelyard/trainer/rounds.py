@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from steelyard.trainer.loop import Loop
 
 
+DRAWS = 8
+"""How many steps' worth of prompts are asked, where every step is a round, until one of them teaches something."""
+
+
 @dataclass(frozen=True)
 class Span:
     """A round: its number (from 0), its first optimizer step, and how many steps it has."""
@@ -161,40 +165,58 @@ class RoundSource:
         self._rows, self._metrics, self._span = *made, span
 
     def _make(self, span: Span, policy: Policy) -> tuple[list[Group], dict[str, float]]:
-        metrics: dict[str, float] = {} if self.count is None else {"rounds/round": float(span.index + 1)}
+        if self.count is None:
+            return self._one_step(span, policy)
         reuse = self.hyperparameters[self.rounds.reuse] if self.rounds.reuse else 1
         grown = span.index - span.index % reuse
+        metrics: dict[str, float] = {"rounds/round": float(span.index + 1)}
         if grown == span.index:
-            rows = [self.base[i] for i in self.order.indices(span.index)]
-            judged, found = self.writers.sample(rows, policy, number=span.index, version=span.first)
+            judged, found = self._sample(span.index, span.first, policy)
             metrics |= found
         else:
             judged = self._load(grown, "samples.jsonl")
-        selected = self._select(judged, span)
+        selected = self._select(judged, span.index)
+        if not selected:
+            raise self._nothing(f"round {span.index + 1} of {self.count}", len(judged))
         metrics["rounds/rows"] = float(len(selected))
         if self.rounds.accumulate and span.index:
             selected += self._previous(span.index)
         selected = self._attach(selected, policy)
-        if self.count is not None:
-            self._write(span.index, judged, selected, metrics)
+        self._write(span.index, judged, selected, metrics)
         return selected, metrics
 
-    def _select(self, judged: Sequence[Group], span: Span) -> list[Group]:
+    def _one_step(self, span: Span, policy: Policy) -> tuple[list[Group], dict[str, float]]:
+        """A round of one step.  Where its prompts taught nothing (all tied), other prompts take their place."""
+        asked = 0
+        for draw in range(DRAWS):
+            number = span.index + draw * self.total_steps
+            judged, metrics = self._sample(number, span.first, policy)
+            asked += len(judged)
+            selected = self._select(judged, number)
+            if selected:
+                return self._attach(selected, policy), {**metrics, "rounds/rows": float(len(selected))}
+        raise self._nothing(f"step {span.first + 1}", asked)
+
+    def _sample(self, number: int, version: int, policy: Policy) -> tuple[list[Group], dict[str, float]]:
+        rows = [self.base[i] for i in self.order.indices(number)]
+        return self.writers.sample(rows, policy, number=number, version=version)
+
+    def _select(self, judged: Sequence[Group], number: int) -> list[Group]:
         select = self.rounds.select
-        given = {**self.hyperparameters, "round": span.index}
+        given = {**self.hyperparameters, "round": number}
         wanted = {name: given[name] for name in inspect.signature(select).parameters if name in given}
         rows: list[Group] = []
         for place, group in enumerate(judged):
-            rng = np.random.default_rng([self.cfg.seed, span.index, place, 0x52])
+            rng = np.random.default_rng([self.cfg.seed, number, place, 0x52])
             rows += select(group, rng=rng, **wanted)
-        if not rows:
-            what = f"step {span.first + 1}" if self.count is None else f"round {span.index + 1} of {self.count}"
-            raise RunError(
-                f"{what}: algorithm '{self.spec.key}' found nothing to learn in the samples of {len(judged)} prompts; "
-                "raise data.generate.num_generations, the temperature or the number of prompts, or start from a model "
-                "that is right sometimes, but not always"
-            )
         return rows
+
+    def _nothing(self, where: str, prompts: int) -> RunError:
+        return RunError(
+            f"{where}: algorithm '{self.spec.key}' found nothing to learn in the samples of {prompts} prompts; raise "
+            "data.generate.num_generations, the temperature or the number of prompts, or start from a model that is "
+            "right sometimes, but not always"
+        )
 
     def _previous(self, index: int) -> list[Group]:
         """The rows that the round before ``index`` made itself."""

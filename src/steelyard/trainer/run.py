@@ -85,11 +85,11 @@ def execute(
 
 def _given(cfg: RunConfig, spec: AlgorithmSpec) -> list[str]:
     """What the method was given, in words."""
-    if cfg.data.task is None and spec.data != "none":
+    if cfg.data.task is None and spec.data not in ("none", "rounds"):
         words = {"Pairs": "preference pairs", "Scores": "preference pairs", "Unpaired": "labelled completions"}
         given = [words.get(spec.family, "rows of the file")]
     else:
-        given = given_of(spec.describe())
+        given = given_of(spec.describe(), task=cfg.data.task is not None)
     return (["a supervised start"] if cfg.sft is not None else []) + given
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from steelyard.algorithms.core import AlgorithmSpec
 from steelyard.config import RunConfig
 from steelyard.data.render import prompt_ids, template_options
+from steelyard.errors import DataError
 from steelyard.models.load import Policy
 from steelyard.rollout.sampler import Mixture, NativeSampler, SamplingParams
 from steelyard.trainer.judge import Judge
@@ -95,7 +96,10 @@ class Writers:
 
 
 def hinted(tokenizer: Any, row: Group) -> np.ndarray:
-    """The tokens of a row's prompt with its answer behind the question."""
+    """The tokens of a row's prompt with its answer behind the question; :class:`DataError` without one of them."""
+    for name in ("prompt", "answer"):
+        if name not in row.columns:
+            raise DataError(f"row {row.key}: a hint needs a column '{name}'; columns: {', '.join(row.columns)}")
     prompt, hint = row.columns["prompt"], f" ( answer : {row.columns['answer']} )"
     if isinstance(prompt, str):
         prompt = prompt + hint
