@@ -20,7 +20,7 @@ from steelyard.algorithms import load
 from steelyard.algorithms.core import AlgorithmSpec, algorithms, initial_state, loss
 from steelyard.config import ModelConfig
 from steelyard.data.packing import pack
-from steelyard.models.heads import token_scores
+from steelyard.models.heads import keeps_lm_head, token_scores
 from steelyard.models.load import Policy, load_policy
 from steelyard.models.logprobs import token_distributions, token_logprobs
 from steelyard.trainer.forward import StepInput, embedding_noise, forward_view
@@ -97,7 +97,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def policy_for(spec: AlgorithmSpec, directory: Path, *, attn: Any = "packed") -> Policy:
     model = ModelConfig.model_validate({"name_or_path": str(directory), "dtype": "float64", "attn": attn})
-    policy = load_policy(model, None, head=spec.head, seed=0)
+    defaults = {name: hp.default for name, hp in spec.hyperparameters.items()}
+    policy = load_policy(model, None, head=spec.head, lm_head=keeps_lm_head(spec.head, defaults), seed=0)
     for module in policy.model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             norm_in_double(module)

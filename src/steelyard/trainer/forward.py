@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from steelyard.algorithms.core import AlgorithmSpec
 from steelyard.data.packing import PackedBatch, PaddedLayout
 from steelyard.models.attention import base_of
+from steelyard.models.heads import keeps_lm_head, token_scores
 from steelyard.models.load import Policy
 from steelyard.models.logprobs import completion_scores, token_distributions, token_logprobs
 from steelyard.trainer.views import build_view
@@ -51,9 +52,8 @@ def forward_view(inputs: StepInput, batch: PackedBatch) -> Any:
     if spec.head == "score":
         return build_view(spec, batch, scores=completion_scores(model, batch))
     if spec.family == "TokenScores":
-        from steelyard.models.heads import token_scores
-
-        logp = token_logprobs(model, batch).logp if _wants_logp(inputs) else None
+        with_lm = keeps_lm_head(spec.head, inputs.hyperparameters)
+        logp = token_logprobs(model, batch).logp if with_lm else None
         return build_view(spec, batch, scores=token_scores(model, batch), logp=logp)
     if spec.family == "Distill":
         assert inputs.other is not None
@@ -65,11 +65,6 @@ def forward_view(inputs: StepInput, batch: PackedBatch) -> Any:
         model, batch, temperature=inputs.temperature, extras=frozenset(spec.extras), reference=inputs.other
     )
     return build_view(spec, batch, logp=outputs.logp, extras={name: getattr(outputs, name) for name in spec.extras})
-
-
-def _wants_logp(inputs: StepInput) -> bool:
-    """A token head whose loss has a language-model term: the hyperparameter ``lm_weight`` is not zero."""
-    return bool(inputs.hyperparameters.get("lm_weight", 0.0))
 
 
 @contextmanager
