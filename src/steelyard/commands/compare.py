@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from steelyard.errors import ConfigError, StudyError, unknown
 if TYPE_CHECKING:
     from steelyard.stats.analyse import Analysis, Comparison, Table
     from steelyard.stats.compare import Test
+    from steelyard.stats.contrast import Contrasted
+    from steelyard.stats.outcomes import Outcomes
+    from steelyard.stats.table import Run
 
 ARM, SEED = "algorithm", "seed"
 """Axes of the comparison; what names an arm stands on the first."""
@@ -39,13 +43,37 @@ def main(verb: str, words: Sequence[str]) -> int:
         "Compare finished runs: runs that differ only in their seed are one arm; the first arm is the baseline.",
         epilog="examples:\n"
         "  steelyard compare runs/3f2a... runs/77b0...\n"
-        "  steelyard compare runs/quick --baseline sft\n",
+        "  steelyard compare runs/quick --baseline sft\n"
+        "  steelyard compare runs/quick --test auto --equivalence 2.0 --letters\n"
+        "  steelyard compare scores.csv --test mcnemar --correction hochberg\n",
     )
-    arguments.add("runs", nargs="+", metavar="DIR", help="run directories, or study directories")
+    arguments.add(
+        "runs", nargs="+", metavar="DIR", help="run or study directories, or per-item tables (CSV, JSON lines)"
+    )
     arguments.add("--baseline", metavar="ARM", help="what the others are compared with; default: the first arm")
+    arguments.add(
+        "--test",
+        metavar="NAME",
+        help="auto (by the design), mixed, paired-permutation, seed-permutation, mcnemar, welch, paired-t, wilcoxon, "
+        "items-t; default for run directories: Welch's t over seeds, for tables: auto",
+    )
+    arguments.add(
+        "--correction",
+        metavar="NAME",
+        help="holm (default), bonferroni, hochberg, bh, none; dunnett, tukey (over runs)",
+    )
+    arguments.add(
+        "--equivalence",
+        type=float,
+        metavar="POINTS",
+        help="smallest difference that would matter: also test whether arms are tied within it",
+    )
+    arguments.add("--letters", action="store_true", help="also test all pairs, and show groups as letters")
     arguments.add("--out", type=Path, metavar="DIR", help="also write report.html and results.json there")
     arguments.add("--json", action="store_true", help="print the comparison as JSON")
     args = arguments.parse(words)
+    if any((args.test, args.correction, args.equivalence is not None, args.letters, _tables(args.runs))):
+        return _contrast(args)
     analysis = compare_runs(args.runs, baseline=args.baseline, out=args.out)
     page = None
     if args.out is not None:
@@ -62,6 +90,108 @@ def main(verb: str, words: Sequence[str]) -> int:
         if page is not None:
             print(f"report: {page}")
     return 0
+
+
+def _contrast(args: Namespace) -> int:
+    """The comparison with the named test, correction, margin and letters."""
+    from steelyard.commands import contrast_table
+
+    if args.out is not None:
+        raise ConfigError("--out: the report has its own fixed tests; leave it out beside --test, or take --json")
+    found = contrast_runs(
+        args.runs,
+        baseline=args.baseline,
+        test=args.test,
+        correction=args.correction or "holm",
+        equivalence=args.equivalence,
+        letters=args.letters,
+    )
+    if args.json:
+        print(as_json([row for table in found for row in contrast_table.rows(table)]))
+    else:
+        contrast_table.show(found)
+    return 0
+
+
+def _tables(paths: Sequence[str | Path]) -> bool:
+    """Whether per-item tables are named, and nothing else; a mixture is an error."""
+    from steelyard.stats.outcomes import is_table
+
+    kinds = [is_table(path) for path in paths]
+    if any(kinds) and not all(kinds):
+        raise ConfigError(
+            f"{paths[kinds.index(False)]}: per-item tables and run directories cannot be compared together"
+        )
+    return any(kinds)
+
+
+def contrast_runs(
+    paths: Sequence[str | Path],
+    *,
+    baseline: str | None = None,
+    test: str | None = None,
+    correction: str = "holm",
+    equivalence: float | None = None,
+    letters: bool = False,
+) -> list[Contrasted]:
+    """Compare runs, studies or per-item tables by a named test; one result per task and measure.
+
+    Args:
+        paths: run or study directories, or tables (:func:`steelyard.stats.outcomes.read_tables`).
+        baseline: name of the arm that the others are compared with; default: the first.
+        test: a name of :data:`steelyard.stats.contrast.CHOICES`; default: ``auto``.
+        correction: a name of :data:`steelyard.stats.contrast.PROCEDURES`.
+        equivalence: smallest effect of interest, in points where scores are shares, else in the score's own unit.
+        letters: also compare all pairs.
+
+    Raises:
+        ConfigError: fewer than two arms, an unknown name, runs beside tables, or no per-item records.
+        DataError, StudyError: a table that cannot be read, or evidence that is degenerate.
+    """
+    import numpy as np
+
+    from steelyard.stats.contrast import CHOICES, PROCEDURES, contrast
+    from steelyard.stats.outcomes import read_tables
+
+    for flag, word, choices in (("--test", test, CHOICES), ("--correction", correction, PROCEDURES)):
+        if word is not None and word not in choices:
+            raise ConfigError(unknown(flag[2:], word, choices, where=flag))
+    found = read_tables(paths) if _tables(paths) else _outcomes(paths, baseline)
+    for outcomes in found:
+        if baseline is not None and baseline not in outcomes.arms:
+            raise ConfigError(unknown("arm", baseline, outcomes.arms, where="--baseline"))
+    return [
+        contrast(
+            outcomes,
+            rng=np.random.default_rng(0),
+            baseline=baseline,
+            test=test or "auto",
+            correction=correction,
+            margin=None if equivalence is None else equivalence / (100 if outcomes.proportion else 1),
+            with_letters=letters,
+        )
+        for outcomes in found
+    ]
+
+
+def _outcomes(paths: Sequence[str | Path], baseline: str | None) -> list[Outcomes]:
+    """Per-item scores of run directories, arms in the order of the command line."""
+    from steelyard.stats.analyse import is_fixed
+    from steelyard.stats.outcomes import from_results
+
+    analysis, found = compare_runs(paths, baseline=baseline), []
+    for table in analysis.tables:
+        runs: dict[str, list[Run]] = {}
+        for run in analysis.results.runs:
+            if table.measure in run.metrics.get(table.task.name, {}):
+                runs.setdefault(run.cell[ARM], []).append(run)
+        fixed = [name for name, of_arm in runs.items() if is_fixed(of_arm)]
+        outcomes = from_results(analysis.results, runs, table.task.name, table.measure, fixed=fixed)
+        if outcomes is not None and len(runs) > 1:
+            found.append(outcomes)
+    if not found:
+        raise ConfigError("compare: these runs share no task with per-item records, which the named tests need")
+    return found
 
 
 def compare_runs(
