@@ -219,13 +219,18 @@ def _method(name: str, analysis: Analysis, runs: Sequence[Run]) -> Method:
         name=name,
         algorithm=str(first.facts.get("algorithm", "")),
         family=str(first.facts.get("family", "")),
-        given=tuple(first.facts.get("given") or ()),
+        given=(*(first.facts.get("given") or ()), *_judged(first.facts)),
         rates=rates,
         hyperparameters={"": next(iter(hyper.values()))} if alike else hyper,
         steps=(min(steps), max(steps)),
         prompts_per_step=train.get("prompts_per_step") if trained else None,
         adapter=f"LoRA r={lora['r']}" if lora and trained else "full" if trained else "",
     )
+
+
+def _judged(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """How a reward model came by scores on tasks that it cannot answer."""
+    return (f"its score: {facts['evaluated_by']}",) if facts.get("evaluated_by") else ()
 
 
 def _costs(analysis: Analysis, arms: Mapping[str, Sequence[Run]]) -> list[Cost]:

@@ -64,6 +64,7 @@ def render(report: Report) -> str:
         symbols=[Markup(figures.symbol(f"mark-{i}", look)) for i, look in enumerate(looks.values())],
         axes=[(axis, values) for axis, values in results.axes.items()],
         ranking=list(_ranking(report, looks)),
+        lettered=any(arm.letters for table in report.analysis.tables for arm in table.arms),
         scale=list(_scale(report, looks)),
         tables=[_table(table) for table in analysis.tables],
         curves=list(_curves(report, looks)),

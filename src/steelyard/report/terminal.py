@@ -75,10 +75,10 @@ def print_ranking(study: str | Path | Report, console: Console | None = None, *,
     for title, grid in ranking_tables(report):
         console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
         console.print(grid)
-    notes = [
-        "± is half of the 95 % interval over seeds; arms that share a letter are not resolved (which is not equality)."
-    ]
     arms = [arm for table in report.analysis.tables for arm in table.arms]
+    notes = ["± is half of the 95 % interval over seeds."]
+    if any(arm.letters for arm in arms):
+        notes[0] = f"{notes[0][:-1]}; arms that share a letter are not resolved (which is not equality)."
     if any(arm.interval and arm.interval.over == "items" for arm in arms):
         notes.append("* untrained, one deterministic model: the interval is over items.")
     tables = [(arm, table.proportion) for table in report.analysis.tables for arm in table.arms]

@@ -350,7 +350,9 @@ class _Builder:
         arms.sort(key=lambda arm: -arm.summary.mean)  # stable: equal means keep the study file's order
         others = [arm for arm in arms if arm.name != reference]
         pairs = self.pairs(others)
-        shown = letters([arm.name for arm in others], {(p.better, p.worse) for p in pairs if p.resolved})
+        tested = any(p.p_holm is not None for p in pairs)  # arms that were never tested are in no group
+        separated = {(p.better, p.worse) for p in pairs if p.resolved}
+        shown = letters([arm.name for arm in others], separated) if tested else {}
         arms = [replace(arm, letters=shown.get(arm.name, "")) for arm in arms]
         base = next((arm for arm in arms if arm.name == reference), None)
         comparisons, described = self.against(base, arms)
