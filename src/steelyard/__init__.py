@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steelyard.algorithms.core import algorithm as algorithm
+    from steelyard.api import audit as audit
     from steelyard.api import compare as compare
     from steelyard.api import evaluate as evaluate
     from steelyard.api import loss as loss
@@ -39,13 +40,14 @@ _PUBLIC = {
     "evaluate": "steelyard.api",
     "loss": "steelyard.api",
     "compare": "steelyard.api",
+    "audit": "steelyard.api",
     "run_study": "steelyard.study.run",
     "algorithm": "steelyard.algorithms.core",
     "reward": "steelyard.rewards.core",
     "task": "steelyard.api",
 }
 
-__all__ = ["algorithm", "compare", "evaluate", "loss", "reward", "run_study", "task", "train"]
+__all__ = ["algorithm", "audit", "compare", "evaluate", "loss", "reward", "run_study", "task", "train"]
 
 
 def __getattr__(name: str) -> Any:

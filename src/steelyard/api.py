@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from steelyard.evals.task import Task
     from steelyard.rundir import RunDir
     from steelyard.stats.analyse import Analysis
+    from steelyard.stats.audit import Audit
     from steelyard.types import View
 
 
@@ -94,6 +95,13 @@ def compare(*paths: str | Path, baseline: str | None = None, out: str | Path | N
     from steelyard.commands.compare import compare_runs
 
     return compare_runs(paths, baseline=baseline, out=Path(out) if out is not None else None)
+
+
+def audit(table: Any, **settings: Any) -> Audit:
+    """Check a published table against its own numbers; see :func:`steelyard.stats.audit.audit`."""
+    from steelyard.stats.audit import audit as examine
+
+    return examine(table, **settings)
 
 
 def loss(

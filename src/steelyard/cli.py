@@ -1,8 +1,8 @@
 """The ``steelyard`` command: finds the verb, runs it, turns errors into one sentence and an exit code.
 
 Exit codes: 0 done; 2 wrong input (config, data, model, run directory); 3 NaN or infinity; 4 a study with failed
-jobs or degenerate evidence; 130 interrupted (143: by SIGTERM); 1 anything unforeseen.  ``STEELYARD_DEBUG=1``
-shows tracebacks.
+jobs or degenerate evidence; 130 interrupted (143: by SIGTERM); 1 anything unforeseen, and what ``audit`` and
+``algorithms conform`` found wrong.  ``STEELYARD_DEBUG=1`` shows tracebacks.
 Nothing heavy is imported before a verb needs it: ``steelyard --help`` is instant.
 """
 
@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study": ("study", "run a controlled study (algorithms x models x seeds), or show how far it is"),
     "report": ("study", "write a study's HTML report and print its ranking"),
     "compare": ("compare", "compare finished runs or studies: intervals, tests, what could be seen at all"),
+    "audit": ("audit", "check a published table: possible means, p-values, effect sizes, power, claims"),
     "data": ("data", "inspect rows token by token, with masks, lengths and what would be lost"),
     "builtin": ("builtin", "list the embedded tasks and models, or pretrain a model of the ladder"),
     "algorithms": ("algorithms", "list the algorithms, or show one with its formula and hyperparameters"),

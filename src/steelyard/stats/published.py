@@ -155,6 +155,21 @@ def p_range(a: Arm, b: Arm, test: str = "welch", *, side: str = "two-sided") -> 
     return extremes(lambda d, s, r: formula(d, s, r, a.n, b.n, side), shift, *spreads)
 
 
+def t_range(a: Arm, b: Arm, test: str = "welch") -> Range | None:
+    """Range of the test statistic; ``None`` where :func:`p_range` is, and for ``paired`` (it needs the values)."""
+    shift = minus(a.mean, b.mean)
+    if a.sd is None or a.n < 2 or test == "paired":
+        return None
+    if test == "one-sample":
+        return extremes(lambda d, s: d / (s / np.sqrt(a.n)), shift, _spread(a.sd))
+    if b.sd is None or b.n < 2:
+        return None
+    if test == "student":
+        scale = np.sqrt(1 / a.n + 1 / b.n)
+        return extremes(lambda d, s, r: d / (pooled(s, r, a.n, b.n) * scale), shift, _spread(a.sd), _spread(b.sd))
+    return extremes(lambda d, s, r: d / np.sqrt(s**2 / a.n + r**2 / b.n), shift, _spread(a.sd), _spread(b.sd))
+
+
 # --------------------------------------------------------------------------------------------------
 # Effect sizes
 
