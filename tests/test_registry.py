@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
+import statistics
+import textwrap
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -321,3 +325,25 @@ def test_an_installed_packages_algorithm_is_found_by_name(
     assert catalogue.resolve("theirs") == "theirs" and resolve_hyperparameters("theirs", {}) == {"beta": 0.25}
     with pytest.raises(ConfigError, match="Did you mean 'theirs'"):
         describe("their")
+
+
+# --------------------------------------------------------------------------------------------------
+# The bar for the losses
+
+
+def body_lines(function: Any) -> int:
+    """Lines of a function's body without its docstring."""
+    definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    body = definition.body[1:] if ast.get_docstring(definition) else definition.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1
+
+
+def test_losses_are_a_few_lines() -> None:
+    lines = {
+        name: body_lines(spec.loss)
+        for name, spec in algorithms.items()
+        if spec.loss is not None and spec.loss.__module__.startswith("steelyard.")
+    }
+    assert max(lines.values()) <= 20, max(lines, key=lambda name: lines[name])
+    assert statistics.median(lines.values()) <= 6
