@@ -155,7 +155,9 @@ def _best(report: Report) -> list[str]:
         if len({arm.summary.mean for arm in table.arms}) == 1:
             sentences.append(f"{table_name(table)}: every arm has {mean}.")
             continue
-        if len(rivals) == len(table.arms) - 1:
+        if not any(arm.letters for arm in table.arms):
+            end = "not tested against any other arm"
+        elif len(rivals) == len(table.arms) - 1:
             end = "not resolved from any other arm"
         else:
             end = f"not resolved from it: {n.listing(rivals)}" if rivals else "resolved from every other arm"
