@@ -91,8 +91,10 @@ def _adjusted(table: Table) -> Iterator[Finding]:
         return
     comparisons = table.settings.get("comparisons")
 
-    def ranges(method: str) -> dict[str, Range]:
-        found = adjust([p for _, p in family], method, comparisons)
+    def ranges(method: str, *, face: bool = False) -> dict[str, Range]:
+        values = [row.numbers["p"].value for row, _ in family]
+        ps = [(value, value) for value in values] if face else [p for _, p in family]
+        found = adjust(ps, method, comparisons)
         return {row.label: each for (row, _), each in zip(family, found, strict=True)}
 
     def fits(method: str) -> int:
@@ -102,7 +104,7 @@ def _adjusted(table: Table) -> Iterator[Finding]:
     method = stated or max(("holm", "bonferroni", "hochberg", "bh"), key=fits)
     for row in rows:
         printed, found = row.numbers["p_adjusted"], ranges(method)[row.label]
-        verdict = judge(printed, None, found)
+        verdict = judge(printed, ranges(method, face=True)[row.label][0], found)
         crosses = (printed.value < table.alpha) != (found[1] < table.alpha)
         how = f"{method} over {max(len(family), comparisons or 0)} printed p{'' if stated else ' (not stated)'}"
         severity: Severity = "serious" if crosses else "minor"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ TINY = 1e-12
 # Ranges
 
 
-def extremes(f: Callable[..., Any], *axes: Range, points: int = 9, zooms: int = 3) -> Range:
+def extremes(f: Callable[..., Any], *axes: Range, points: int = 7, zooms: int = 3) -> Range:
     """Smallest and largest value of ``f`` over a box.
 
     The box is covered by a grid that holds its corners (and zero, where a difference changes its sign); the
@@ -45,22 +46,31 @@ def extremes(f: Callable[..., Any], *axes: Range, points: int = 9, zooms: int = 
     Raises:
         StudyError: ``f`` is NaN everywhere.
     """
-    ends = []
+    ends, whole = [], [_line(low, high, points) for low, high in axes]
+    start = _over(f, whole)
     for sign in (1.0, -1.0):
-        box, best = list(axes), np.inf
-        for _ in range(zooms):
-            lines = [_line(low, high, points) for low, high in box]
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")  # scipy says aloud that an sd of zero has no t test
-                values = sign * np.asarray(f(*np.meshgrid(*lines, indexing="ij")), dtype=float)
+        lines, values, best, corners = whole, sign * start, np.inf, 0
+        for zoom in range(zooms):
             values = np.where(np.isnan(values), np.inf, values)
             at = np.unravel_index(int(values.argmin()), values.shape)
             best = min(best, float(values[at]))
-            box = [(line[max(i - 1, 0)], line[min(i + 1, len(line) - 1)]) for line, i in zip(lines, at, strict=True)]
+            corners += all(i in (0, len(line) - 1) for line, i in zip(lines, at, strict=True))
+            if corners == 2 or zoom == zooms - 1:  # the corner of the box, and still that of its neighbourhood
+                break
+            near = [(line[max(i - 1, 0)], line[min(i + 1, len(line) - 1)]) for line, i in zip(lines, at, strict=True)]
+            lines = [_line(low, high, points) for low, high in near]
+            values = sign * _over(f, lines)
         ends.append(sign * best)
     if not np.isfinite(ends[0]) and ends[0] > 0 and ends[1] < 0:
         raise StudyError("nothing can be recomputed: the quantity is not defined for any of the possible inputs")
     return ends[0], ends[1]
+
+
+def _over(f: Callable[..., Any], lines: Sequence[np.ndarray]) -> np.ndarray:
+    """``f`` on the grid of these lines."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # scipy says aloud that an sd of zero has no t test
+        return np.asarray(f(*np.meshgrid(*lines, indexing="ij")), dtype=float)
 
 
 def _line(low: float, high: float, points: int) -> np.ndarray:
@@ -123,6 +133,7 @@ TESTS = (*TWO_SAMPLE, "one-sample", "paired")
 """Tests that :func:`p_range` knows."""
 
 
+@lru_cache(maxsize=20_000)
 def p_range(a: Arm, b: Arm, test: str = "welch", *, side: str = "two-sided") -> Range | None:
     """Range of the p-value of ``a`` against ``b``.
 
@@ -155,6 +166,7 @@ def p_range(a: Arm, b: Arm, test: str = "welch", *, side: str = "two-sided") -> 
     return extremes(lambda d, s, r: formula(d, s, r, a.n, b.n, side), shift, *spreads)
 
 
+@lru_cache(maxsize=20_000)
 def t_range(a: Arm, b: Arm, test: str = "welch") -> Range | None:
     """Range of the test statistic; ``None`` where :func:`p_range` is, and for ``paired`` (it needs the values)."""
     shift = minus(a.mean, b.mean)
@@ -188,6 +200,7 @@ EFFECTS = ("cohen", "hedges", "glass", "average")
 """Effect sizes that :func:`d_range` knows; see there."""
 
 
+@lru_cache(maxsize=20_000)
 def d_range(a: Arm, b: Arm, kind: str = "cohen") -> Range | None:
     """Range of the standardised difference; ``None`` without the sds that it needs.
 
