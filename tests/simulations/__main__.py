@@ -47,7 +47,9 @@ def ranges() -> dict[str, dict[int, tuple[float, float]]]:
         found.setdefault(name, {}).setdefault(n if n <= 10 else 0, []).append(value)
     for (_, n, _), value in errors.aggregate_coverage().items():
         found.setdefault("stratified", {}).setdefault(n, []).append(value)
-    return {name: {n: (min(v), max(v)) for n, v in sorted(by.items())} for name, by in found.items()}
+    return {
+        name: {n: (round(min(v), 3), round(max(v), 3)) for n, v in sorted(by.items())} for name, by in found.items()
+    }
 
 
 def _percent(value: float) -> str:
@@ -157,7 +159,7 @@ def report() -> tuple[str, dict[str, dict[int, float]]]:
             power,
         ]
     )
-    return text, {name: {n: round(low, 4) for n, (low, _) in by.items()} for name, by in found.items()}
+    return text, {name: {n: low for n, (low, _) in by.items()} for name, by in found.items()}
 
 
 def replace_between(path: Path, begin: str, end: str, text: str) -> None:

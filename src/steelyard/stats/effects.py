@@ -70,7 +70,7 @@ def noncentrality(t: float, df: float, level: float = 0.95) -> tuple[float, floa
     return root(1 - tail), root(tail)
 
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(800)
 
 
 def _spread(df: float) -> tuple[np.ndarray, np.ndarray]:
