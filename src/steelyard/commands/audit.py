@@ -80,7 +80,7 @@ def verdict_line(found: Audit) -> str:
     parts = [count(len(found.wrong), "finding"), "does not hold" if len(found.wrong) == 1 else "do not hold"]
     held = len(found.of("holds"))
     rounding, still_open = len(found.of("within rounding")), len(found.of("cannot be checked"))
-    return f"{' '.join(parts)}; {held} hold, {rounding} within rounding; {still_open} cannot be checked."
+    return f"{' '.join(parts)}; {held} {'holds' if held == 1 else 'hold'}, {rounding} within rounding; {still_open} cannot be checked."
 
 
 def _why(finding: Finding) -> str:

@@ -6,7 +6,6 @@ A claim of equality is never supported by a large p-value: it needs a margin and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from steelyard.stats import design
 from steelyard.stats.audit_findings import Fact, Finding, Severity, Verdict, judge, listing, number, show
 from steelyard.stats.audit_pairs import WORDS, Conventions, arm_of, p_of
 from steelyard.stats.audit_table import Row, Table, printed_number
+from steelyard.stats.compare import pooled_sd
 from steelyard.stats.estimate import Summary
 from steelyard.stats.families import CORRECTIONS
 from steelyard.stats.published import Arm, Range, extremes, minus, p_range
@@ -337,9 +337,10 @@ def _design(table: Table, how: Conventions, arms: list[Summary], comparisons: in
     plan = design.describe(arms, comparisons=m, against_constant=constant, alpha=table.alpha, target=SOUGHT)
     if plan.power is None or plan.power_corrected is None:
         return
+    several = f", and {plan.power_corrected:.2f} after Bonferroni over {m} comparisons" if m > 1 else ""
     text = (
         f"With {plan.n} runs per arm a true effect of d = {plan.reference_d:g} is found with power {plan.power:.2f} "
-        f"(level {plan.alpha:g}), and {plan.power_corrected:.2f} after Bonferroni over {m} comparisons."
+        f"(level {plan.alpha:g}){several}."
     )
     values = {"d": plan.reference_d, "n": plan.n, "power": plan.power, "power_corrected": plan.power_corrected}
     yield Fact("power", text, values | {"alpha": plan.alpha, "comparisons": m})
@@ -354,9 +355,10 @@ def _design(table: Table, how: Conventions, arms: list[Summary], comparisons: in
             continue
         unit = {"percent": " points"}.get(table.unit, "")
         digits = 3 if table.unit == "fraction" else 1
+        several = f", and {number(strict * sd, digits)}{unit} after Bonferroni" if m > 1 else ""
         text = (
             f"The smallest difference found with {100 * SOUGHT:g} % power is {number(once * sd, digits)}{unit} with "
-            f"{whose} ({number(sd, digits + 1)}), and {number(strict * sd, digits)}{unit} after Bonferroni."
+            f"{whose} ({number(sd, digits + 1)}){several}."
         )
         values = {"sd": sd, "detectable": once * sd, "detectable_corrected": strict * sd, "target": SOUGHT}
         yield Fact("detectable", text, values | {"sd_of": whose})
@@ -364,9 +366,7 @@ def _design(table: Table, how: Conventions, arms: list[Summary], comparisons: in
 
 def pooled_over(table: Table) -> float | None:
     """Pooled sd of the rows, at their printed values."""
-    arms = [arm for row in table.rows if (arm := summary_of(row)) is not None and arm.sd]
-    df = sum(arm.n - 1 for arm in arms)
-    return math.sqrt(sum((arm.n - 1) * (arm.sd or 0.0) ** 2 for arm in arms) / df) if df else None
+    return pooled_sd([arm for row in table.rows if (arm := summary_of(row)) is not None])
 
 
 def summary_of(row: Row, ddof: int = 1) -> Summary | None:
