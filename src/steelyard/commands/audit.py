@@ -77,10 +77,12 @@ def verdict_line(found: Audit) -> str:
     """One sentence: how much holds."""
     from steelyard.report.numbers import count
 
-    parts = [count(len(found.wrong), "finding"), "does not hold" if len(found.wrong) == 1 else "do not hold"]
-    held = len(found.of("holds"))
+    wrong, held = len(found.wrong), len(found.of("holds"))
     rounding, still_open = len(found.of("within rounding")), len(found.of("cannot be checked"))
-    return f"{' '.join(parts)}; {held} {'holds' if held == 1 else 'hold'}, {rounding} within rounding; {still_open} cannot be checked."
+    return (
+        f"{count(wrong, 'finding')} {'does' if wrong == 1 else 'do'} not hold; {held} {'holds' if held == 1 else 'hold'}, "
+        f"{rounding} within rounding; {still_open} cannot be checked."
+    )
 
 
 def _why(finding: Finding) -> str:
