@@ -80,8 +80,8 @@ def verdict_line(found: Audit) -> str:
     wrong, held = len(found.wrong), len(found.of("holds"))
     rounding, still_open = len(found.of("within rounding")), len(found.of("cannot be checked"))
     return (
-        f"{count(wrong, 'finding')} {'does' if wrong == 1 else 'do'} not hold; {held} {'holds' if held == 1 else 'hold'}, "
-        f"{rounding} within rounding; {still_open} cannot be checked."
+        f"{count(wrong, 'finding')} {'does' if wrong == 1 else 'do'} not hold; "
+        f"{held} {'holds' if held == 1 else 'hold'}, {rounding} within rounding; {still_open} cannot be checked."
     )
 
 
