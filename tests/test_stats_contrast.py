@@ -110,7 +110,7 @@ def test_intervals_that_do_not_cover_are_refused_with_words():
     assert coverage.simulated("crossed", 7) == coverage.SIMULATED["crossed"][5]
     assert coverage.simulated("wilson", 3) == coverage.SIMULATED["wilson"][0]
     assert coverage.simulated("nothing", 3) is None and "not simulated" in coverage.shown("nothing", 3)
-    assert coverage.shown("crossed", 5).startswith("simulated coverage 9")
+    assert coverage.shown("crossed", 5).startswith("simulated coverage of 95 %: 9")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -427,11 +427,19 @@ def test_compare_on_run_directories_and_its_default_stays(tmp_path: Path, typed:
     code, plain, _ = typed("compare", study)
     assert code == 0 and "over seeds (95 %)" in plain and "finding" not in plain
     code, out, _ = typed("compare", study, "--test", "auto", "--equivalence", "3", "--letters", "--baseline", "sft")
-    assert code == 0 and "mixed: 3 and 3 runs on 120 common items" in out and "an untrained model against 3 runs" in out
+    assert (
+        code == 0
+        and "mixed: 3 and 3 runs on 120 common items" in out
+        and "intervals: mixed: simulated" in out
+        and "an untrained model against 3 runs" in out
+    )
     assert "Not resolved: neither" in out
     code, out, _ = typed("compare", study, "--correction", "tukey", "--json")
     assert code != 0, "the untrained model has no spread to pool"
     rows = json.loads(typed("compare", study, "--test", "welch", "--json")[1])
+    rows_by_seed = json.loads(typed("compare", study, "--test", "paired-t", "--baseline", "sft", "--json")[1])
+    untrained = next(row for row in rows_by_seed if row["a"] == "base")
+    assert untrained["finding"] == "not testable" and "no common seeds" in untrained["notes"][0]
     welch = next(row for row in rows if row["task"] == "arithmetic" and row["a"] == "grpo")
     assert welch["method"] == "one-sample t" and welch["over"] == "seeds"
 

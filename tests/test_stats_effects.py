@@ -218,6 +218,23 @@ def test_equivalence_of_paired_proportions_turns_over_with_the_sides():
     assert (one.p < 0.05) == (interval.low > -0.1 and interval.high < 0.1)
 
 
+def test_ties_of_sparse_answers_use_the_variance_under_the_margin():
+    # one run each, many items: the t statistic with Tango's variance is Tango's z
+    table = Discordance(1900, 60, 20, 20)
+    n, gap = table.items, (60 - 20) / 2000
+    pivot = Pivot.of(gap, [((80 / n - gap**2) / n, n - 1)])
+    for margin in (0.025, 0.03):
+        found = equivalence.tost_binary(pivot, margin, 60, 20, n, method="")
+        assert found.p == pytest.approx(equivalence.paired_proportions(table, margin).p, rel=0.02)
+        assert found.p >= equivalence.tost(pivot, margin).p
+    # answers that differ in both directions alike are hardly touched
+    many = Pivot.of(0.0, [(400 / n / n, n - 1)])
+    binary = equivalence.tost_binary(many, 0.02, 200, 200, n, method="")
+    assert binary.p == pytest.approx(equivalence.tost(many, 0.02).p, rel=0.05)
+    with pytest.raises(StudyError, match="2 points are 0.02"):
+        equivalence.tost_binary(pivot, 2.0, 60, 20, n, method="")
+
+
 def test_a_tie_is_a_finding_of_its_own():
     assert equivalence.finding(0.02, 0.001, None) == "higher" and equivalence.finding(-0.02, 0.001, 0.3) == "lower"
     assert equivalence.finding(0.02, 0.4, 0.4) == "not resolved" == equivalence.finding(0.02, 0.4, None)

@@ -119,10 +119,7 @@ def test_no_procedure_claims_too_much():
         else:
             assert rate > 0.08, "pooling unequal spreads is what the page warns of"
     assert max(errors.mixed_level(studies=4_000, seed=12).values()) <= 0.065
-    size = errors.equivalence_size(seed=13)
-    # where few items are discordant, all in one direction, the size is above its level, as the page says
-    assert max(rate for (_, population, *_), rate in size.items() if population != "facts 0.1m") <= 0.065
-    assert max(size.values()) <= 0.09
+    assert max(errors.equivalence_size(seed=13).values()) <= 0.065
     assert max(errors.score_size(seed=14).values()) <= 0.06
     looks = errors.sequential_level(seed=15)
     assert looks["no plan", "t"] > 0.12

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from simulations.coverage import crossed, independent
+from simulations.coverage import Bounds, crossed, independent
 from simulations.populations import POPULATIONS, Population, draw
 from steelyard.stats import allocation, effects, sequential
+from steelyard.stats.effects import Discordance
+from steelyard.stats.equivalence import paired_proportions, proportions
 from steelyard.stats.families import CORRECTIONS
 
 STUDIES = 10_000
@@ -99,21 +101,32 @@ def equivalence_size(
             claims: dict[str, list[np.ndarray]] = {"mixed": [], "mixed, independent seeds": []}
             for d in draw(population, studies, n, m, margin, rng):
                 gaps = (d.a - d.b).astype(float)
-                for name, (low, high) in (
-                    ("mixed", crossed(gaps, level=0.9)),
-                    ("mixed, independent seeds", independent(d.a, d.c, level=0.9)),
+                mine, theirs = d.a.mean(axis=1), d.c.mean(axis=1)
+                same = (gaps > 0).sum(axis=(1, 2)) / n, (gaps < 0).sum(axis=(1, 2)) / n
+                own = (mine * (1 - theirs)).sum(axis=1), (theirs * (1 - mine)).sum(axis=1)
+                for name, bounds, counts in (
+                    ("mixed", crossed(gaps, level=0.9), same),
+                    ("mixed, independent seeds", independent(d.a, d.c, level=0.9), own),
                 ):
-                    claims[name].append((low > -margin) & (high < margin) & (high > low))
+                    claims[name].append(tied(bounds, counts, m, margin))
             for name, values in claims.items():
                 found[name, population.name, n, m] = float(np.concatenate(values).mean())
     return found
 
 
+def tied(bounds: Bounds, counts: tuple[np.ndarray, np.ndarray], items: int, margin: float) -> np.ndarray:
+    """:func:`steelyard.stats.equivalence.tost_binary` at 5 %, from 90 % intervals of many studies."""
+    low, high = bounds
+    middle, half = (low + high) / 2, (high - low) / 2
+    plain = np.maximum(counts[0] + counts[1] - (counts[0] - counts[1]) ** 2 / items, 1e-300)
+    above, below = (
+        np.sqrt(np.maximum(1.0, effects.tango_variance(*counts, items, null) / plain)) for null in (-margin, margin)
+    )
+    return (middle - above * half > -margin) & (middle + below * half < margin) & (half > 0)
+
+
 def score_size(studies: int = 4_000, seed: int = 4, margin: float = 0.05) -> dict[tuple[str, int], float]:
     """The same for the score tests of proportions: independent (Farrington-Manning) and paired (Tango)."""
-    from steelyard.stats.effects import Discordance
-    from steelyard.stats.equivalence import paired_proportions, proportions
-
     found = {}
     for m in (200, 500, 2000):
         rng = np.random.default_rng([seed, m])

@@ -76,6 +76,9 @@ def show(tables: Sequence[Contrasted]) -> None:
         console.print(grid)
         console.print(_comparisons(found.comparisons, found.margin, share))
         say(f"test: {'; '.join(found.design)}.")
+        covered = dict.fromkeys(f"{c.result.name}: {c.coverage}" for c in found.comparisons if c.coverage)
+        if covered:
+            say(f"intervals: {'; '.join(covered)}.")
         say(f"family: {found.family.statement}")
         if found.pairs_family is not None:
             say(f"family: {found.pairs_family.statement}  Letters come from these, the table from the other.")

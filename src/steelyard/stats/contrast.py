@@ -17,7 +17,7 @@ from steelyard.errors import StudyError, unknown
 from steelyard.stats import coverage, effects, letters, tests
 from steelyard.stats.compare import Test
 from steelyard.stats.effects import Discordance, Effect
-from steelyard.stats.equivalence import Equivalence, Finding, finding, paired_proportions, tost
+from steelyard.stats.equivalence import Equivalence, Finding, finding, paired_proportions, tost, tost_binary
 from steelyard.stats.estimate import summarise
 from steelyard.stats.families import CORRECTIONS, SIMULTANEOUS, Family, declare, dunnett, tukey
 from steelyard.stats.outcomes import Outcomes, Sides, sides
@@ -165,7 +165,7 @@ class _Work:
             procedure = "tukey" if base is None else self.correction
             family = Family(name, procedure, tuple(members), tuple(ps), tuple(ps))
         else:
-            results = [self.one(both) for both in pairs]
+            results = self.each(pairs)
             family = declare(name, members, [r.test.p for r in results], self.correction)
         equal = [self.equivalence(both, result) for both, result in zip(pairs, results, strict=True)]
         correct: Callable[..., list[float | None]] = CORRECTIONS.get(self.correction, CORRECTIONS["holm"])
@@ -181,13 +181,20 @@ class _Work:
             done.append(Contrast(a, b, result, p, same, p_same, sizes, found, covered, tuple(notes)))
         return family, tuple(done)
 
-    def one(self, both: Sides) -> tests.Result:
-        if self.test == "auto":
-            name, why = tests.rule(both)
-            self.reasons.append(f"{name}: {why}")
-        else:
-            self.reasons.append(f"{self.test}: asked for")
-        return tests.run(self.test, both, rng=self.rng, level=self.level)
+    def each(self, pairs: Sequence[Sides]) -> list[tests.Result]:
+        """The test of every pair; what does not fit one pair is said there, what fits none is an error."""
+        results, errors = [], []
+        for both in pairs:
+            name, why = tests.rule(both) if self.test == "auto" else (self.test, "asked for")
+            try:
+                results.append(tests.run(name, both, rng=self.rng, level=self.level))
+                self.reasons.append(f"{name}: {why}")
+            except StudyError as error:
+                errors.append(error)
+                results.append(tests.Result(name, "", Test(name, both.difference, note=str(error))))
+        if len(errors) == len(results):
+            raise errors[0]
+        return results
 
     def simultaneous(
         self, members: Sequence[tuple[str, str]], base: str | None
@@ -216,6 +223,14 @@ class _Work:
         """By the test's own standard error; McNemar's by Tango's score test; none for rank and permutation tests."""
         if self.margin is None:
             return None
+        if result.name == "mixed" and both.binary and result.pivot is not None and self.margin < 1:
+            mine, theirs = both.a.mean(axis=0), both.b.mean(axis=0)
+            counts = float((mine * (1 - theirs)).sum()), float((theirs * (1 - mine)).sum())
+            if both.seeds_paired:
+                counts = float((both.a > both.b).sum(axis=1).mean()), float((both.a < both.b).sum(axis=1).mean())
+            return tost_binary(
+                result.pivot, self.margin, *counts, both.items, method=f"TOST, {result.test.method}, Tango's variance"
+            )
         if result.pivot is not None:
             return tost(result.pivot, self.margin, method=f"TOST, {result.test.method}")
         if result.name == "mcnemar":

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 from scipy.stats import contingency
 
@@ -224,15 +225,23 @@ def tango_z(table: Discordance, null: float) -> float:
     Source: Tango (1998), "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design", Statistics in Medicine 17, 891-908, eq. 6 and 10.  At ``null = 0`` it is McNemar's.
     """
-    n, b, c = table.items, table.only_a, table.only_b
-    numerator = b - c - n * null
-    # The maximum-likelihood estimate of the probability of "only b" under the null.
-    linear, constant = -b - c + (2 * n - b + c) * null, -c * null * (1 - null)
-    q = (math.sqrt(max(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)
-    variance = n * (2 * q + null * (1 - null))
+    numerator = table.only_a - table.only_b - table.items * null
+    variance = float(tango_variance(table.only_a, table.only_b, table.items, null))
     if variance <= 0:
         return 0.0 if numerator == 0 else math.copysign(math.inf, numerator)
     return numerator / math.sqrt(variance)
+
+
+def tango_variance(only_a: ArrayLike, only_b: ArrayLike, items: int, null: float) -> np.ndarray:
+    """Variance of the count ``only_a - only_b``, estimated where the risk difference is ``null`` (Tango 1998, eq. 6).
+
+    Counts may be averages over runs, and arrays.
+    """
+    b, c, n = np.asarray(only_a, dtype=float), np.asarray(only_b, dtype=float), items
+    # The maximum-likelihood estimate of the probability of "only b" under the null.
+    linear, constant = -b - c + (2 * n - b + c) * null, -c * null * (1 - null)
+    q = (np.sqrt(np.maximum(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)
+    return n * (2 * q + null * (1 - null))
 
 
 def paired_risk_difference(table: Discordance, *, level: float = 0.95) -> Effect:

@@ -123,7 +123,7 @@ class Sides:
     def by_seed(self) -> np.ndarray:
         """``[seeds]`` differences of seed means; only with ``seeds_paired``."""
         if not self.seeds_paired:
-            raise StudyError("the arms have no common seeds: differences by seed do not exist")
+            raise StudyError("the arms have no common seeds: differences by seed do not exist; try mixed or welch")
         return self.a.mean(axis=1) - self.b.mean(axis=1)
 
     @property
