@@ -286,7 +286,8 @@ def test_scores_by_the_verifier_and_by_likeness_to_gold(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="no column 'answer'"):
         judge([plain], [written])
     (unjudged,) = Judge(tokenizer, [(reward, 1.0)], verifying=True, required=False)([plain], [written])
-    assert "score" not in unjudged.completion_columns and unjudged.completion_columns["verdict"].tolist() == [-1] * 4
+    assert unjudged.completion_columns["verdict"].tolist() == [-1] * 4
+    assert np.isnan(unjudged.completion_columns["score"]).all()
 
 
 # --------------------------------------------------------------------------------------------------

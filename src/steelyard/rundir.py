@@ -9,6 +9,7 @@
       metrics.jsonl         one row per logged step, each with ``global_step``
       eval/<task>.jsonl     one row per evaluated item
       quality.json          reports on a reward model
+      rounds/               what iterative methods sampled and trained on (steelyard.trainer.rounds)
       logs/attempt_<n>.json when, where and on what the n-th attempt ran, and how it ended
       checkpoint-<step>/    Hugging Face directory + trainer state
       model/                the final model

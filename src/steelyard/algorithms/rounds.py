@@ -110,11 +110,15 @@ def gold_and_own(group: Group, *, rng: np.random.Generator) -> list[Group]:
 
 
 def filtered(group: Group, *, rng: np.random.Generator, threshold: float) -> list[Group]:
-    """The row's pair, unless the policy's own sample (origin 1) beats its chosen side by ``threshold`` or more."""
+    """The row's pair, unless the policy's own sample (origin 1) beats its chosen side by ``threshold`` or more.
+
+    The paper discards a pair when the sample is known to be better.  One that cannot be compared, because its chosen
+    side or the sample could not be judged (score NaN, or no sample left), stays.
+    """
     score = group.completion_columns["score"]
     chosen, rejected = written_by(group, 0)[:2]
-    own = written_by(group, 1)
-    if len(own) and score[own].max() - score[chosen] >= threshold:
+    own = score[written_by(group, 1)]
+    if (own - score[chosen] >= threshold).any():  # a comparison with NaN is False
         return []
     return [pair(group, int(chosen), int(rejected))]
 
@@ -160,8 +164,8 @@ def _same(group: Group, i: int, j: int) -> bool:
 
 
 def keep_all(group: Group, *, rng: np.random.Generator) -> list[Group]:
-    """Every sample, as the student's own."""
-    score = group.completion_columns.get("score", np.zeros(group.k))
+    """Every sample, as the student's own; ``reward`` is 0 where it could not be judged."""
+    score = np.nan_to_num(group.completion_columns["score"])
     return [take(group, range(group.k), own=True, reward=score)] if group.k else []
 
 

@@ -28,13 +28,16 @@ class Judge:
 
     The completion columns that it adds are ``score`` and ``verdict``.  By the verifier a right completion scores 1,
     any other 0.9 times the share of gold's tokens that its longest common prefix with gold covers.  Rewards that the
-    recipe names are summed, and the sum is the score; right is then what scores at least 1.
+    recipe names are summed, and the sum is the score; right is then what scores at least 1.  What cannot be judged has
+    the score NaN and the verdict -1 where it stays.
 
     Attributes:
         rewards: (function or name, weight).
         verifying: the rewards are the verifier alone.
         gold: item -> token ids of its gold completion, where there is one.
-        required: without answers, refuse (else: nothing is judged).
+        required: the method looks at scores: samples without one are left out, rows without answers refused.  Else
+            every completion stays.
+        reason: why not a single completion could be scored, the last time that was so.
     """
 
     tokenizer: Any
@@ -42,41 +45,63 @@ class Judge:
     verifying: bool
     gold: Mapping[str, np.ndarray] = field(default_factory=dict)
     required: bool = True
+    reason: str = ""
 
-    def __call__(self, rows: Sequence[Group], sampled: Sequence[Group]) -> list[Group]:
-        """``sampled`` (one group per row) with scores; completions that cannot be judged are left out."""
+    def __call__(self, rows: Sequence[Group], sampled: Sequence[Group], *, keep: bool = False) -> list[Group]:
+        """``sampled`` (one group per row) with scores; samples that cannot be judged are left out if that matters.
+
+        Args:
+            keep: leave none out: a row's own completions are part of it, whatever the judge says.
+
+        Raises:
+            DataError: scores are required, and no row has an answer to verify with.
+        """
         counts = [group.k for group in sampled]
         if not sum(counts):
             return list(sampled)
+        keep = keep or not self.required
+        judged, start = [], 0
+        totals = self._totals(rows, sampled, counts)
+        for row, group in zip(rows, sampled, strict=True):
+            judged.append(self._judged(row, group, totals[start : start + group.k], keep))
+            start += group.k
+        return judged
+
+    def _totals(self, rows: Sequence[Group], sampled: Sequence[Group], counts: Sequence[int]) -> list[float | None]:
+        """What every completion scores by the rewards, in order; None where they cannot say."""
         names = set.intersection(*(set(row.columns) for row in rows))
-        if self.verifying and "answer" not in names:
+        if self.verifying and all(row.columns.get("answer") is None for row in rows):
             if self.required:
                 raise DataError(
                     "the samples of a round cannot be judged: the rows have no column 'answer'; add it, or name "
                     "`rewards` that need none"
                 )
-            return [take(g, range(g.k), verdict=-1) for g in sampled]
+            return [None] * sum(counts)
+        if self.verifying:
+            names.add("answer")  # row by row: those without one cannot be judged, the others can
         columns: dict[str, list[Any]] = {
-            name: [row.columns[name] for row, k in zip(rows, counts, strict=True) for _ in range(k)]
+            name: [row.columns.get(name) for row, k in zip(rows, counts, strict=True) for _ in range(k)]
             for name in sorted(names - {"prompt"})
         }
         columns["finished"] = [bool(f) for g in sampled for f in g.completion_columns["finished"]]
         prompts = [row.columns.get("prompt", row.key) for row, k in zip(rows, counts, strict=True) for _ in range(k)]
         texts = [completion_text(self.tokenizer, ids) for g in sampled for ids in g.completions]
-        totals, _ = score(self.rewards, prompts, texts, [i.tolist() for g in sampled for i in g.completions], **columns)
-        judged, start = [], 0
-        for row, group in zip(rows, sampled, strict=True):
-            judged.append(self._judged(row, group, totals[start : start + group.k]))
-            start += group.k
-        return judged
+        ids = [i.tolist() for g in sampled for i in g.completions]
+        try:
+            return score(self.rewards, prompts, texts, ids, **columns)[0]
+        except DataError as error:  # not one of these could be scored: others of the round may be
+            self.reason = str(error)
+            return [None] * len(texts)
 
-    def _judged(self, row: Group, group: Group, totals: Sequence[float | None]) -> Group:
-        known = [i for i, total in enumerate(totals) if total is not None]
-        values = np.array([totals[i] for i in known], np.float64)
-        verdict, kept = (values >= 1).astype(np.int64), take(group, known)
+    def _judged(self, row: Group, group: Group, totals: Sequence[float | None], keep: bool) -> Group:
+        kept = [i for i, total in enumerate(totals) if keep or total is not None]
+        values = np.array([totals[i] for i in kept], np.float64)  # None becomes NaN
+        kept, unknown = take(group, kept), np.isnan(values)
+        verdict = np.where(unknown, -1, values >= 1).astype(np.int64)
         if self.verifying:
             gold = self.gold.get(str(row.columns.get("item", row.key)))
-            values = np.array([score_of(ids, v, gold) for ids, v in zip(kept.completions, verdict, strict=True)])
+            likeness = [score_of(ids, v, gold) for ids, v in zip(kept.completions, verdict, strict=True)]
+            values = np.where(unknown, np.nan, np.array(likeness, np.float64))
         columns = {**kept.completion_columns, "score": values, "verdict": verdict}
         return kept.replace(completion_columns=columns)
 

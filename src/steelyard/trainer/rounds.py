@@ -3,14 +3,16 @@
 A round's rows lie in ``<run>/rounds/round-N``: ``samples.jsonl`` is everything that was written, judged;
 ``rows.jsonl`` is what the round trains on, with policy version, behaviour and reference log-probabilities.  A run
 that continues in the middle of a round reads them back; at the start of a round they are made (again): sampling is
-a function of (seed, round, policy).  Methods whose every optimizer step is a round write nothing.
+a function of (seed, round, policy).  Methods whose every optimizer step is a round append what each step trains on to
+``<run>/rounds/rows.jsonl`` (:class:`StepRows`), and never read it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +24,8 @@ from steelyard.algorithms.core import AlgorithmSpec, Rounds
 from steelyard.config import RunConfig
 from steelyard.data.packing import StepOrder
 from steelyard.data.render import completion_text
-from steelyard.errors import ConfigError, RunError
-from steelyard.files import atomic_directory, read_jsonl
+from steelyard.errors import ConfigError, DataError, RunError
+from steelyard.files import atomic_directory, read_jsonl, remove_stale_temporaries
 from steelyard.models.load import Policy, freeze_copy
 from steelyard.trainer.judge import Judge
 from steelyard.trainer.rows import read_group, write_groups
@@ -47,6 +49,55 @@ class Span:
     index: int
     first: int
     length: int
+
+
+class StepRows:
+    """``rows.jsonl`` of a method whose every step is a round: what each step trained on, oldest first.
+
+    The lines are ordinary rows (:func:`steelyard.trainer.rows.write_groups`: token ids, text, policy version and
+    behaviour log-probabilities) with their ``step``, counted from 1 like ``global_step``.  A run that continues from a
+    checkpoint drops the rows of the steps after it first, so that the file is that of an uninterrupted run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._size: int | None = None
+
+    def append(self, step: int, groups: Sequence[Group], texts: Callable[[np.ndarray], str]) -> None:
+        """Add the rows of ``step`` in one write; the first call drops what an earlier attempt wrote from there on.
+
+        Raises:
+            RunError: the rows of the steps before the first one are not all there, or damaged.
+        """
+        if self._size is None:
+            self._size = self._before(step)
+        lines = write_groups(groups, texts, step=step).encode("utf-8")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.truncate(self._size)
+            file.write(lines)
+        self._size += len(lines)
+
+    def _before(self, step: int) -> int:
+        """How many bytes hold the rows of the steps before ``step``."""
+        if step == 1:
+            return 0
+        size = last = 0
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            for line in file:
+                try:
+                    found = json.loads(line)["step"] if line.endswith(b"\n") else step  # a torn line is the last
+                except (ValueError, KeyError, TypeError) as error:
+                    raise RunError(f"{self.path}: damaged after step {last}; start the run over") from error
+                if found >= step:
+                    break
+                size, last = size + len(line), found
+        if last != step - 1:
+            raise RunError(
+                f"{self.path}: its rows end after step {last}, so the run cannot go on after step {step - 1}; "
+                "start it over"
+            )
+        return size
 
 
 class RoundSource:
@@ -76,11 +127,13 @@ class RoundSource:
         self.rounds: Rounds = spec.rounds
         self.hyperparameters = cfg.algorithm.hyperparameters
         self.path = run / "rounds"
+        remove_stale_temporaries(self.path)
+        self.step_rows = StepRows(self.path / "rows.jsonl")
         switch = spec.reference_unless_zero
         self.reference = "none" if switch and not self.hyperparameters[switch] else spec.reference
         samples_start = "reference" in self.rounds.samplers or ("mixture" in self.rounds.samplers and teacher is None)
         self.frozen = freeze_copy(start) if self.reference == "frozen" or samples_start else None
-        self.teacher = teacher
+        self.judge, self.teacher = judge, teacher
         self.writers = Writers(cfg, spec, judge, frozen=self.frozen, teacher=teacher)
         self.tokenizer = start.tokenizer
         self._start = _trainable(start) if self.rounds.restart else {}
@@ -172,6 +225,7 @@ class RoundSource:
         metrics: dict[str, float] = {"rounds/round": float(span.index + 1)}
         if grown == span.index:
             judged, found = self._sample(span.index, span.first, policy)
+            self._check_judged(f"round {span.index + 1} of {self.count}", judged)
             metrics |= found
         else:
             judged = self._load(grown, "samples.jsonl")
@@ -187,15 +241,18 @@ class RoundSource:
 
     def _one_step(self, span: Span, policy: Policy) -> tuple[list[Group], dict[str, float]]:
         """A round of one step.  Where its prompts taught nothing (all tied), other prompts take their place."""
-        asked = 0
+        asked: list[Group] = []
         for draw in range(DRAWS):
             number = span.index + draw * self.total_steps
             judged, metrics = self._sample(number, span.first, policy)
-            asked += len(judged)
+            asked += judged
             selected = self._select(judged, number)
             if selected:
-                return self._attach(selected, policy), {**metrics, "rounds/rows": float(len(selected))}
-        raise self._nothing(f"step {span.first + 1}", asked)
+                rows = self._attach(selected, policy)
+                self.step_rows.append(span.first + 1, rows, self._text)
+                return rows, {**metrics, "rounds/rows": float(len(rows))}
+        self._check_judged(f"step {span.first + 1}", asked)
+        raise self._nothing(f"step {span.first + 1}", len(asked))
 
     def _sample(self, number: int, version: int, policy: Policy) -> tuple[list[Group], dict[str, float]]:
         rows = [self.base[i] for i in self.order.indices(number)]
@@ -210,6 +267,15 @@ class RoundSource:
             rng = np.random.default_rng([self.cfg.seed, number, place, 0x52])
             rows += select(group, rng=rng, **wanted)
         return rows
+
+    def _check_judged(self, where: str, judged: Sequence[Group]) -> None:
+        """Refuse to go on where scores matter, and not a single completion has one."""
+        scores = [group.completion_columns["score"] for group in judged if group.k]
+        if self.rounds.judged and not any(np.isfinite(score).any() for score in scores):
+            raise DataError(
+                f"{where}: algorithm '{self.spec.key}' needs scores, and no completion of {len(judged)} prompts could "
+                f"be judged ({self.judge.reason})"
+            )
 
     def _nothing(self, where: str, prompts: int) -> RunError:
         return RunError(
@@ -234,13 +300,13 @@ class RoundSource:
     def _directory(self, index: int) -> Path:
         return self.path / f"round-{index + 1}"
 
-    def _write(self, index: int, judged: list[Group], rows: list[Group], metrics: dict[str, float]) -> None:
-        def text(ids: np.ndarray) -> str:
-            return completion_text(self.tokenizer, ids)
+    def _text(self, ids: np.ndarray) -> str:
+        return completion_text(self.tokenizer, ids)
 
+    def _write(self, index: int, judged: list[Group], rows: list[Group], metrics: dict[str, float]) -> None:
         with atomic_directory(self._directory(index)) as temporary:
-            (temporary / "samples.jsonl").write_text(write_groups(judged, text), encoding="utf-8")
-            (temporary / "rows.jsonl").write_text(write_groups(rows, text), encoding="utf-8")
+            (temporary / "samples.jsonl").write_text(write_groups(judged, self._text), encoding="utf-8")
+            (temporary / "rows.jsonl").write_text(write_groups(rows, self._text), encoding="utf-8")
             (temporary / "round.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
     def _read(self, index: int) -> tuple[list[Group], dict[str, float]]:

@@ -6,7 +6,7 @@ again.  Each line of a stage's ``rows.jsonl`` holds a prompt with k completions,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,11 +167,12 @@ def with_leaf(group: Group, leaf: Group) -> Group:
 # Rows on disk
 
 
-def write_groups(groups: Iterable[Group], texts: Callable[[np.ndarray], str]) -> str:
-    """Groups as JSON lines with ids, columns and readable text."""
+def write_groups(groups: Iterable[Group], texts: Callable[[np.ndarray], str], **fields: Any) -> str:
+    """Groups as JSON lines with ids, columns and readable text; ``fields`` come first in every line."""
     return "".join(
         json_line(
             {
+                **fields,
                 "key": group.key,
                 "prompt": texts(group.prompt),
                 "completions": [texts(ids) for ids in group.completions],
@@ -202,11 +203,16 @@ def read_group(row: Mapping[str, Any]) -> Group:
         completions=completions,
         masks=tuple(np.asarray(mask, bool) for mask in masks),
         columns=row["columns"],
-        completion_columns={k: np.asarray(v) for k, v in row["completion_columns"].items()},
+        completion_columns={k: _values(v) for k, v in row["completion_columns"].items()},
         token_columns={k: tuple(np.asarray(x, np.float32) for x in v) for k, v in row["token_columns"].items()},
         policy_version=row["policy_version"],
         key=row["key"],
     )
+
+
+def _values(values: Sequence[Any]) -> np.ndarray:
+    """A column as it was written: null is NaN."""
+    return np.asarray([np.nan if value is None else value for value in values])
 
 
 def groups_hash(groups: Iterable[Group]) -> str:

@@ -58,8 +58,8 @@ class Writers:
                 asked = [i for i in asked if not (groups[i].completion_columns["verdict"] == 1).any()]
             theirs = [rows[i] for i in asked]
             written = self._write(name, theirs, policy, f"{number}:{origin}")
-            judged = self.judge(theirs, [_with_origin(group, origin) for group in written])
-            unscored += sum(w.k - j.k for w, j in zip(written, judged, strict=True))
+            judged = self.judge(theirs, [_with_origin(group, origin) for group in written], keep=name == "gold")
+            unscored += sum(w.k - _scored(j) for w, j in zip(written, judged, strict=True))
             for i, group in zip(asked, judged, strict=True):
                 groups[i] = _joined(groups[i], group)
         return groups, {**measure(groups, self.rounds.samplers), "rewards/unscored": float(unscored)}
@@ -109,9 +109,9 @@ def hinted(tokenizer: Any, row: Group) -> np.ndarray:
 
 
 def measure(groups: Sequence[Group], samplers: Sequence[str]) -> dict[str, float]:
-    """What the samples (not the rows' own completions) were like, on average."""
-    own = [samplers[int(o)] != "gold" for g in groups for o in g.completion_columns["origin"]]
-    if not any(own):
+    """What the samples (not the rows' own completions) were like, on average; scores over those that have one."""
+    own = np.array([samplers[int(o)] != "gold" for g in groups for o in g.completion_columns["origin"]], bool)
+    if not own.any():
         return {}
 
     def mean(of: Callable[[Group], Any]) -> float:
@@ -121,10 +121,16 @@ def measure(groups: Sequence[Group], samplers: Sequence[str]) -> dict[str, float
         "completions/mean_length": mean(lambda g: [len(ids) for ids in g.completions]),
         "completions/clipped_ratio": 1 - mean(lambda g: g.completion_columns["finished"]),
     }
-    if all("score" in group.completion_columns for group in groups if group.k):
+    own &= np.concatenate([np.isfinite(group.completion_columns["score"]) for group in groups if group.k])
+    if own.any():
         metrics["reward"] = mean(lambda g: g.completion_columns["score"])
         metrics["rounds/right"] = mean(lambda g: g.completion_columns["verdict"] == 1)
     return metrics
+
+
+def _scored(group: Group) -> int:
+    """How many of a judged group's completions have a score."""
+    return int(np.isfinite(group.completion_columns["score"]).sum()) if group.k else 0
 
 
 def _nothing(row: Group, version: int) -> Group:
