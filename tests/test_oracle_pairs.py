@@ -270,6 +270,12 @@ SIMPO_SETTINGS = tuple(
 ORACLES: dict[str, list[Oracle]] = {
     "simpo": [
         against_cpo("simpo", "simpo", SIMPO, SIMPO_SETTINGS),
+        against_cpo(
+            "simpo",
+            "simpo",
+            SIMPO | {"label_smoothing": "label_smoothing"},
+            grid(beta=(2.0,), gamma=(1.0,), label_smoothing=(0.1, 0.3)),
+        ),
         liger_free(
             "simpo",
             LigerFusedLinearSimPOLoss,
@@ -282,8 +288,8 @@ ORACLES: dict[str, list[Oracle]] = {
         against_cpo(
             "cpo",
             "sigmoid",
-            {"beta": "beta", "alpha": "cpo_alpha"},
-            grid(beta=(0.1, 0.5), alpha=(0.0, 0.3, 1.0)),
+            {"beta": "beta", "alpha": "cpo_alpha", "label_smoothing": "label_smoothing"},
+            grid(beta=(0.1, 0.5), alpha=(0.0, 0.3, 1.0), label_smoothing=(0.0, 0.2)),
         ),
         liger_free(
             "cpo",

@@ -11,7 +11,19 @@ from torch import Tensor
 
 from steelyard.conform.inputs import BUILD, random_inputs, widen
 from steelyard.errors import DataError
-from steelyard.types import Group, Pairs, Rollouts, Scores, Sequences, Tokens, Unpaired, View
+from steelyard.types import (
+    Distill,
+    Group,
+    Pairs,
+    Ranked,
+    Rollouts,
+    Scores,
+    Sequences,
+    Tokens,
+    TokenScores,
+    Unpaired,
+    View,
+)
 
 same = torch.testing.assert_close
 
@@ -153,7 +165,7 @@ def test_the_token_mask_of_a_family() -> None:
     ):
         assert torch.equal(view.token_mask, MASK) and view.token_mask_or_none is not None
     for view in (
-        Tokens.from_logps([-1.0], length=[2]),
+        Tokens.from_logps([-1.0]),
         Pairs.from_logps([-1.0], [-2.0]),
         Unpaired.from_logps([-1.0], [True]),
         Scores.from_scores([1.0], [0.0]),
@@ -216,3 +228,52 @@ def test_statistics_travel_with_a_view_and_leave_the_original_alone() -> None:
     view = Pairs.from_logps([-1.0], [-2.0])
     assert view.with_stats({"delta": torch.tensor(0.5)}).stats["delta"] == 0.5
     assert view.stats == {}
+
+
+# --------------------------------------------------------------------------------------------------
+# Plain numbers, right and wrong
+
+
+def test_sums_with_lengths_have_a_token_mean() -> None:
+    view = Pairs.from_logps([-4.0, -9.0], [-1.0, -1.0], len_chosen=[2, 3], len_rejected=[1, 1])
+    assert view.token_mask.tolist() == [[True, True, False], [True, True, True]]
+    assert view.chosen.token_nll.tolist() == [[2.0, 2.0, 0.0], [3.0, 3.0, 3.0]]
+    with pytest.raises(DataError, match="token-level log-probabilities"):
+        _ = view.chosen.token_logp  # what each token has is not known
+
+
+def test_integers_are_numbers() -> None:
+    assert Pairs.from_logps([-4, -9], [-1, -1]).chosen.logp.tolist() == [-4.0, -9.0]
+    assert Ranked.from_logps([[-4, -9, -5]], rewards=[[0.3, 0.2, 0.1]]).rewards.unique().numel() == 3
+    assert Scores.from_scores([1, 2], [0, 0]).chosen.is_floating_point()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Pairs.from_logps(LOGP, LOGP), "need a mask"),
+        (lambda: Pairs.from_logps([-1.0, -2.0], [-1.0]), r"rejected has the shape \[1\], the chosen side has \[2\]"),
+        (lambda: Pairs.from_logps([-1.0], [-1.0], [-1.0], [-1.0], gap=[1.0, 2.0]), r"gap has the shape \[2\]"),
+        (lambda: Tokens.from_logps(LOGP, MASK[:, :2]), "they must agree"),
+        (lambda: Unpaired.from_logps(LOGP, [1, 0], ref=[-1.0, -2.0], mask=MASK), "reference has the shape"),
+        (lambda: Unpaired.from_logps([-1.0], [-1.5]), "label: expected labels"),
+        (lambda: Ranked.from_logps([[-1.0, -2.0], [-1.0]]), "rows of one length"),
+        (lambda: Ranked.from_scores([[1.0, 2.0]], [[1.0]]), "rewards has the shape"),
+        (lambda: Rollouts.from_logps(LOGP, LOGP[:1], MASK, [0.0, 0.0], [0, 1]), "old has the shape"),
+    ],
+)
+def test_what_does_not_fit_is_never_broadcast(build: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build()
+
+
+def test_labels_and_ignored_positions() -> None:
+    assert Unpaired.from_logps([-1.0, -1.0], [1, -1]).label.tolist() == [True, False]
+    found = TokenScores.from_scores([[0.1, 0.2]], [[1, -100]], [[1, 1]])
+    assert found.mask.tolist() == [[True, False]] and found.labels.tolist() == [[1.0, 0.0]]
+    logits = torch.zeros(1, 2, 3)
+    assert Distill.from_logits(logits, logits, [[0, -100]]).mask.tolist() == [[True, False]]
+
+
+def test_the_catalogues_suffixes_name_columns_too() -> None:
+    assert Pairs.from_logps([-1.0], [-1.0], p_w=[0.75]).column("p_chosen").tolist() == [0.75]

@@ -370,13 +370,17 @@ ROWS = {
     ),
     # Without a reference
     "simpo": Row(
-        lambda hp, raw: sp(hp["gamma"]),
-        settings=({"beta": 2.5, "gamma": 1.375}, {"gamma": -0.5}),
+        lambda hp, raw: sp(hp["gamma"]) - hp["label_smoothing"] * hp["gamma"],
+        settings=({"beta": 2.5, "gamma": 1.375}, {"gamma": -0.5}, {"label_smoothing": 0.2}),
         golden=(({"beta": 2.5, "gamma": 1.375}, [0.474077, 0.825939, 0.378043]),),
     ),
     "cpo": Row(
-        lambda hp, raw: mean_sp(-hp["beta"] * uniform_margin(raw)) + hp["alpha"] * LOGV,
-        settings=({"beta": 0.5, "alpha": 0.1},),
+        lambda hp, raw: (
+            mean_sp(-hp["beta"] * uniform_margin(raw))
+            + hp["label_smoothing"] * hp["beta"] * float(uniform_margin(raw).mean())
+            + hp["alpha"] * LOGV
+        ),
+        settings=({"beta": 0.5, "alpha": 0.1}, {"alpha": 0.0}, {"label_smoothing": 0.2}),
         golden=(
             ({"beta": 0.1}, {"preference": [0.513015, 0.744397, 0.455492], "nll": 63.5 / 45}),
             ({"beta": 0.1}, {"preference": 0.570968}),

@@ -99,12 +99,25 @@ def resolve_hyperparameters(
     """
     entries = describe(name)["hyperparameters"] if declared is None else declared
     values = {key: entry["default"] for key, entry in entries.items()}
-    for key, value in given.items():
-        where = f"algorithm.{key}"
+    for word, value in given.items():
+        key, where = word if word in entries else SYMBOLS.get(word, word), f"algorithm.{word}"
         if key not in entries:
-            raise ConfigError(unknown(f"hyperparameter of {name}", key, entries, where=where))
+            raise ConfigError(unknown(f"hyperparameter of {name}", word, entries, where=where))
+        if key != word and key in given:
+            raise ConfigError(f"{where}: '{word}' is another name of '{key}', which is given too")
         values[key] = _check(where, value, entries[key])
     return values
+
+
+SYMBOLS = {
+    "lamD": "desirable_weight",
+    "lamU": "undesirable_weight",
+    "eta": "centering",
+    "w_lm": "lm_weight",
+    "Rmax": "r_max",
+    "eps": "label_smoothing",
+}
+"""Symbols of the papers for hyperparameters that go by a longer name here; a name of the method's own comes first."""
 
 
 _BOUNDS = {
@@ -118,6 +131,8 @@ _KINDS = {"float": "number", "int": "whole number", "str": "string", "bool": "va
 
 
 def _check(where: str, value: Any, entry: dict[str, Any]) -> Any:
+    if hasattr(value, "item"):  # a NumPy or torch scalar
+        value = value.item()
     if value is None:
         if entry.get("optional"):
             return None

@@ -12,16 +12,16 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import annotated_types
 import torch
 from torch import Tensor
 
-from steelyard.errors import ConfigError
+from steelyard.errors import ConfigError, DataError, unknown
 from steelyard.registry import Registry
-from steelyard.types import FAMILIES, View
+from steelyard.types import FAMILIES, Distill, View
 
 Terms = Tensor | dict[str, Tensor]
 Reduce = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
@@ -106,10 +106,13 @@ class AlgorithmSpec:
         reduce: how ``[b, t]`` terms are averaged (``algorithms.md`` 3.10).
         coupled: a function (detached view of the whole step, hyperparameters by name, and if it asks for them
             ``state`` and ``generator``) -> named statistics, computed in a first pass and handed to the loss as
-            ``view.stats``; tensors ``[b, ...]`` are handed out item by item.
+            ``view.stats``; tensors ``[b, ...]`` are handed out item by item.  A `Distill` view comes to it without
+            the distributions (a whole step of them is too large), with the token values only.
         state: makes the running state (named tensors) at step 0; ``coupled`` reads it, and those of its
             statistics that bear the same names are the next state.
         columns: numbers that every row must carry besides its texts, as ``view.columns[name]`` ``[b]``.
+        optional_columns: numbers that the rows may carry, all of them or none; ``view.columns`` has them then.
+        ordered: (higher, lower): two of ``columns``, the first of which must exceed the second in every row.
         extras: further quantities of the forward pass (see :data:`Extra`), as ``sequences.extra(name)``.
         head: what the model puts out (see :data:`Head`).
         costs: what the head puts out is a cost: less is better.
@@ -136,6 +139,8 @@ class AlgorithmSpec:
     coupled: Callable[..., dict[str, Tensor]] | None = None
     state: Callable[[], dict[str, Tensor]] | None = None
     columns: tuple[str, ...] = ()
+    optional_columns: tuple[str, ...] = ()
+    ordered: tuple[str, str] | None = None
     extras: tuple[Extra, ...] = ()
     head: Head = "lm"
     costs: bool = False
@@ -191,6 +196,8 @@ class AlgorithmSpec:
             "coupled": self.coupled is not None,
             "state": self.state is not None,
             "columns": list(self.columns),
+            "optional_columns": list(self.optional_columns),
+            "ordered": None if self.ordered is None else list(self.ordered),
             "extras": list(self.extras),
             "head": self.head,
             "costs": self.costs,
@@ -248,6 +255,8 @@ def algorithm(
     coupled: Callable[..., dict[str, Tensor]] | None = None,
     state: Callable[[], dict[str, Tensor]] | None = None,
     columns: tuple[str, ...] = (),
+    optional_columns: tuple[str, ...] = (),
+    ordered: tuple[str, str] | None = None,
     extras: tuple[Extra, ...] = (),
     head: Head | None = None,
     costs: bool = False,
@@ -284,7 +293,11 @@ def algorithm(
         key = name or loss.__name__
         if state is not None and coupled is None:
             raise ConfigError(f"{key}: a running state needs a `coupled` function that updates it")
-        kind: Reference = {True: "frozen", False: "none"}[reference] if isinstance(reference, bool) else reference
+        if twice := sorted({*columns} & {*optional_columns}):
+            raise ConfigError(f"{key}: the column '{twice[0]}' is declared as needed and as optional")
+        if undeclared := [column for column in ordered or () if column not in columns]:
+            raise ConfigError(f"{key}: `ordered` names '{undeclared[0]}', which is not among its `columns`")
+        kind: Reference = reference if not isinstance(reference, bool) else "frozen" if reference else "none"
         algorithms.register(
             key,
             AlgorithmSpec(
@@ -298,6 +311,8 @@ def algorithm(
                 coupled=coupled,
                 state=state,
                 columns=columns,
+                optional_columns=optional_columns,
+                ordered=ordered,
                 extras=extras,
                 head=head or _DEFAULT_HEAD.get(family, "lm"),
                 costs=costs,
@@ -420,10 +435,17 @@ def view_counts(view: Any) -> Counts:
     return Counts(items=float(view.items), tokens=0.0 if mask is None else float(mask.sum()))
 
 
+def check_family(spec: AlgorithmSpec, view: Any) -> None:
+    """Raise :class:`DataError` when ``view`` is not of the algorithm's family."""
+    if type(view).__name__ != spec.family:
+        raise DataError(f"algorithm '{spec.key}' takes a view of type {spec.family}, not {type(view).__name__}")
+
+
 def evaluate_loss(spec: AlgorithmSpec, view: Any, hyperparameters: Mapping[str, Any]) -> Terms:
     """The unreduced terms of ``spec`` on ``view``; coupled statistics must already be in ``view.stats``."""
     if spec.loss is None:
         raise ConfigError(f"algorithm '{spec.key}' has no loss: it is the untrained start")
+    check_family(spec, view)
     return spec.loss(view, **hyperparameters)
 
 
@@ -439,7 +461,16 @@ def coupled_stats(
     assert spec.coupled is not None
     wanted = inspect.signature(spec.coupled).parameters
     given = {"state": initial_state(spec) if state is None else state, "generator": generator, **hyperparameters}
-    return spec.coupled(view.detach(), **{name: value for name, value in given.items() if name in wanted})
+    return spec.coupled(without_distributions(view), **{name: value for name, value in given.items() if name in wanted})
+
+
+def without_distributions(view: View) -> View:
+    """What a coupled function sees: the detached view, and of a `Distill` view the token values only."""
+    if isinstance(view, Distill):
+        # new tensors: a slice would keep the whole distributions alive
+        empty = view.logp.new_zeros(*view.logp.shape, 0)
+        view = replace(view, student=empty, teacher=empty)
+    return view.detach()
 
 
 def initial_state(spec: AlgorithmSpec) -> dict[str, Tensor]:
@@ -483,11 +514,16 @@ def loss(
 
     spec = algorithms.get(name)
     values = resolve_hyperparameters(name, hyperparameters, declared=spec.describe()["hyperparameters"])
-    state = initial_state(spec) if state is None else state
+    given = {name: torch.as_tensor(value) for name, value in (state or {}).items()}
+    state = initial_state(spec)
+    if given.keys() - state.keys():
+        raise ConfigError(unknown("running state", sorted(given.keys() - state.keys())[0], state, where=name))
+    state |= given
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     stats = {"progress": torch.tensor(progress)}
     view = view.with_stats(stats)
     if spec.coupled is not None:
+        check_family(spec, view)
         stats |= coupled_stats(spec, view, values, state=state, generator=generator)
         view = view.with_stats(stats)
     terms = evaluate_loss(spec, view, values)

@@ -219,7 +219,7 @@ def raft(tokens: Tokens, *, rounds: Count = 3, keep: Count = 1) -> Tensor:
         rounds: how often samples are drawn anew; the paper goes on until the reward stops rising.
         keep: how many of the best samples of a prompt are kept.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll
 
 
 @algorithm(paper="2112.09332", length_normalized=True, rounds=Rounds(rounds.top, rounds=1))
@@ -230,7 +230,7 @@ def best_of_n(tokens: Tokens) -> Tensor:
 
     Watch: the best is trained on even if it is bad.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll
 
 
 @algorithm(
@@ -259,7 +259,7 @@ def rest(
         tau: threshold of the first Improve step after a Grow step.
         tau_last: that of the last; the thresholds between are evenly spaced.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll
 
 
 @algorithm(paper="2312.06585", length_normalized=True, rounds=Rounds(rounds.correct_ones, restart=True))
@@ -277,7 +277,7 @@ def rest_em(tokens: Tokens, *, rounds: Count = 3, keep: Count = 10) -> Tensor:
         rounds: iterations.
         keep: right samples per problem at most.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll
 
 
 @algorithm(
@@ -297,7 +297,7 @@ def star(tokens: Tokens, *, rounds: Count = 3) -> Tensor:
     Args:
         rounds: outer loops.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll
 
 
 @algorithm(
@@ -311,6 +311,8 @@ def seqkd(tokens: Tokens) -> Tensor:
 
     $-\log\pi_\theta(y_t|x,y_{<t})$ on completions that the teacher wrote.  Returns [b, t].
 
+    Watch: the teacher's mistakes are learnt as well; nothing is verified.
+
     Differs: the paper searches with a beam; here the teacher samples.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll

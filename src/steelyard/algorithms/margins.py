@@ -75,7 +75,13 @@ def rdpo(pairs: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 0.01) -> Te
     return logistic(beta * margin(pairs) + alpha * longer)
 
 
-@algorithm(paper="2402.10571", reference=True, beta_scale="sum", columns=("score_chosen", "score_rejected"))
+@algorithm(
+    paper="2402.10571",
+    reference=True,
+    beta_scale="sum",
+    columns=("score_chosen", "score_rejected"),
+    ordered=("score_chosen", "score_rejected"),
+)
 def odpo(
     pairs: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 1.0, f: Literal["log_gap", "log_ratio"] = "log_gap"
 ) -> Tensor:
@@ -93,11 +99,14 @@ def odpo(
         alpha: weight of the offset; 0 is DPO.
         f: the log of the scores' difference or of their ratio.
     """
+    if not alpha:
+        return logistic(beta * margin(pairs))
     better, worse = pairs.column("score_chosen"), pairs.column("score_rejected")
+    if not bool((better > worse).all()):
+        raise DataError("odpo needs score_chosen above score_rejected in every pair")
+    if f == "log_ratio" and not bool((worse > 0).all()):
+        raise DataError("odpo with f=log_ratio takes the log of the scores' ratio: they must be positive")
     difference = better / worse if f == "log_ratio" else better - worse
-    if not bool((difference > 0).all()):
-        what = "quotient" if f == "log_ratio" else "difference"
-        raise DataError(f"odpo takes the log of score_chosen and score_rejected's {what}, which is not always positive")
     return logistic(beta * margin(pairs) - alpha * difference.log())
 
 
@@ -164,12 +173,16 @@ def h_dpo(pairs: Pairs, *, beta: Positive = 0.1, alpha: Positive = 0.9) -> Tenso
 
 @algorithm(paper="2506.03557", reference=True, beta_scale="sum")
 def bpo(
-    pairs: Pairs, *, beta: Positive = 0.1, alpha: Share = 0.3, link: Literal["logistic", "hinge"] = "hinge"
+    pairs: Pairs,
+    *,
+    beta: Positive = 0.1,
+    alpha: Share = 0.3,
+    link: Literal["logistic", "hinge", "square", "exp", "trunc_quad", "savage"] = "hinge",
 ) -> Tensor:
     r"""Balanced preference optimization, BPO (Sun et al., 2025).
 
-    $\varphi(\beta\min(l_w,-\alpha l_l))$ with the hinge $\max(0,1-b)$ or the logistic $-\log\sigma(b)$: only the side
-    that lags behind is moved.
+    $\varphi(\beta\min(l_w,-\alpha l_l))$ with the hinge $\max(0,1-b)$, the logistic $-\log\sigma(b)$ or another of
+    `gpo`'s links: only the side that lags behind is moved.
 
     Watch: at the reference both sides tie in every pair; a tie gives each half of the gradient.
 

@@ -116,7 +116,7 @@ NLL = Literal["sequence", "token", "sum"]
 def nll(completions: Sequences, norm: NLL) -> Tensor:
     """-log p: mean per completion ``[b]`` (sequence), of every token ``[b, t]`` (token), or summed ``[b]`` (sum)."""
     if norm == "token":
-        return -completions.token_logp
+        return completions.token_nll
     return -completions.mean if norm == "sequence" else -completions.logp
 
 
@@ -138,4 +138,5 @@ def rpo_nll(
         alpha: weight of the NLL; 0 is DPO.
         nll_norm: what the NLL is averaged over.
     """
-    return {"preference": logistic(beta * margin(pairs)), "nll": alpha * nll(pairs.chosen, nll_norm)}
+    terms = {"preference": logistic(beta * margin(pairs))}
+    return terms | ({"nll": alpha * nll(pairs.chosen, nll_norm)} if alpha else {})

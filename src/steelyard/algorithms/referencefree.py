@@ -11,7 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steelyard.algorithms.core import algorithm
-from steelyard.algorithms.links import MAX_EXPONENT, NonNegative, Positive, hinge, logistic, mean_margin, self_limited
+from steelyard.algorithms.links import (
+    MAX_EXPONENT,
+    NonNegative,
+    Positive,
+    Smoothing,
+    hinge,
+    logistic,
+    mean_margin,
+    self_limited,
+    smooth,
+)
 from steelyard.types import Pairs
 
 
@@ -21,7 +31,9 @@ def summed_margin(pairs: Pairs) -> Tensor:
 
 
 @algorithm(paper="2405.14734", length_normalized=True, beta_scale="avg")
-def simpo(pairs: Pairs, *, beta: Positive = 2.0, gamma: float = 1.0) -> Tensor:
+def simpo(
+    pairs: Pairs, *, beta: Positive = 2.0, gamma: float = 1.0, label_smoothing: Smoothing = 0.0
+) -> Tensor:
     r"""Simple Preference Optimization (Meng et al., 2024, eq. 6).
 
     $-\log\sigma(\beta(A_w-A_l)-\gamma)$, without a reference.
@@ -33,12 +45,15 @@ def simpo(pairs: Pairs, *, beta: Positive = 2.0, gamma: float = 1.0) -> Tensor:
     Args:
         beta: multiplies average log-probabilities; the paper uses 2 to 10.
         gamma: the target margin in total, i.e. the paper's gamma (gamma/beta is 0.5 by default).
+        label_smoothing: share of flipped pairs that is expected, as in cDPO; off in the paper.
     """
-    return logistic(beta * mean_margin(pairs) - gamma)
+    return smooth(beta * mean_margin(pairs) - gamma, label_smoothing)
 
 
 @algorithm(paper="2401.08417", beta_scale="sum")
-def cpo(pairs: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 1.0) -> dict[str, Tensor]:
+def cpo(
+    pairs: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 1.0, label_smoothing: Smoothing = 0.0
+) -> dict[str, Tensor]:
     r"""Contrastive Preference Optimization (Xu et al., 2024).
 
     $-\log\sigma(\beta(S_w-S_l))+\alpha\,NLL_w$: DPO with a uniform reference, and a pull to the chosen completion.
@@ -50,8 +65,10 @@ def cpo(pairs: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 1.0) -> dict
     Args:
         beta: multiplies summed log-probabilities.
         alpha: weight of the NLL.
+        label_smoothing: share of flipped pairs that is expected, as in cDPO; off in the paper.
     """
-    return {"preference": logistic(beta * summed_margin(pairs)), "nll": -alpha * pairs.chosen.token_logp}
+    terms = {"preference": smooth(beta * summed_margin(pairs), label_smoothing)}
+    return terms | ({"nll": alpha * pairs.chosen.token_nll} if alpha else {})
 
 
 @algorithm(paper="fe1ixxu/CPO_SIMPO, 2024", length_normalized=True, beta_scale="avg")
@@ -71,7 +88,8 @@ def cpo_simpo(
         gamma: the target margin in total.
         alpha: weight of the NLL; 0 is SimPO.
     """
-    return {"preference": logistic(beta * mean_margin(pairs) - gamma), "nll": -alpha * pairs.chosen.token_logp}
+    terms = {"preference": logistic(beta * mean_margin(pairs) - gamma)}
+    return terms | ({"nll": alpha * pairs.chosen.token_nll} if alpha else {})
 
 
 @algorithm(paper="2403.07691", length_normalized=True)
@@ -89,7 +107,7 @@ def orpo(pairs: Pairs, *, lam: NonNegative = 0.1) -> dict[str, Tensor]:
         lam: weight of the odds-ratio term.
     """
     odds = log_odds(pairs.chosen.mean) - log_odds(pairs.rejected.mean)
-    return {"nll": -pairs.chosen.token_logp, "odds_ratio": -lam * F.logsigmoid(odds)}
+    return {"nll": pairs.chosen.token_nll, "odds_ratio": -lam * F.logsigmoid(odds)}
 
 
 def log_odds(mean_logp: Tensor) -> Tensor:

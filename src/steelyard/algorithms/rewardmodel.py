@@ -23,6 +23,10 @@ def rm(scores: Scores, *, centering: NonNegative = 0.0) -> dict[str, Tensor]:
     $-\log\sigma(r_w-r_l)+\eta(r_w+r_l)^2$ with a scalar head on the last token of the completion; the
     centring term is Eisenstein et al.'s (2312.09244).
 
+    Watch: only differences of scores mean anything; without centring their level drifts.
+
+    Differs: oxRL's head gets no reduced gradient across ranks.
+
     Args:
         centering: eta; keeps the scores near zero (0.01 is usual; off by default as in the paper).
     """

@@ -25,9 +25,35 @@ def needed(value: Tensor | None, what: str) -> Tensor:
     return value
 
 
+def numbers(values: Any, what: str) -> Tensor:
+    """Numbers as a floating-point tensor; :class:`DataError` when they are ragged or no numbers."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{what}: expected numbers in rows of one length (pad them and give a mask): {error}") from None
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def alike(what: str, shape: torch.Size, **others: Tensor | None) -> None:
+    """Raise :class:`DataError` unless every tensor has ``shape``: nothing is broadcast."""
+    for name, value in others.items():
+        if value is not None and value.shape != shape:
+            raise DataError(f"{name} has the shape {list(value.shape)}, {what} has {list(shape)}; they must agree")
+
+
+def truth(values: Any, what: str) -> Tensor:
+    """Labels as booleans: True/False, 1/0 or 1/-1; anything else is a :class:`DataError`."""
+    tensor = torch.as_tensor(values)
+    if tensor.dtype != torch.bool and not bool(((tensor == 1) | (tensor == 0) | (tensor == -1)).all()):
+        raise DataError(
+            f"{what}: expected labels (true or false, 1 or 0, 1 or -1), got {tensor.flatten()[:4].tolist()}"
+        )
+    return tensor > 0
+
+
 def as_columns(columns: Mapping[str, Any]) -> dict[str, Tensor]:
     """Named numbers as tensors."""
-    return {name: torch.as_tensor(value) for name, value in columns.items()}
+    return {name: numbers(value, f"the column '{name}'") for name, value in columns.items()}
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:
@@ -78,8 +104,12 @@ class View:
         return self.stats.get("progress", torch.zeros(()))
 
     def column(self, name: str) -> Tensor:
-        """A declared column ``[b]`` of the rows, detached; :class:`DataError` when the view was built without it."""
-        return needed(self.columns.get(name), f"the column '{name}'").detach()
+        """A declared column ``[b]`` of the rows, detached; :class:`DataError` when the view was built without it.
+
+        The catalogue's suffixes ``_w`` and ``_l`` stand for ``_chosen`` and ``_rejected``.
+        """
+        short = name.replace("_chosen", "_w").replace("_rejected", "_l")
+        return needed(self.columns.get(name, self.columns.get(short)), f"the column '{name}'").detach()
 
     @property
     def token_mask_or_none(self) -> Tensor | None:
@@ -101,6 +131,12 @@ class View:
         Scalars belong to the step; tensors ``[b, ...]`` to the items of this view.
         """
         return dataclasses.replace(self, stats=dict(stats))  # type: ignore[type-var]
+
+
+def _first(length: Tensor) -> Tensor:
+    """``[b, t]`` boolean: the first ``length`` positions of every row."""
+    width = int(length.max()) if length.numel() else 0
+    return torch.arange(width, device=length.device) < length[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +178,17 @@ class Sequences:
     @classmethod
     def of_sums(cls, logp: Any, length: Any = None, ref: Any = None) -> Sequences:
         """From sums ``[b]``; without ``length`` anything length-normalised raises."""
-        logp = torch.as_tensor(logp)
+        logp = numbers(logp, "log-probabilities")
+        if logp.dim() != 1:
+            raise DataError(f"log-probabilities of shape {list(logp.shape)}: values of tokens need a mask")
+        ref = None if ref is None else numbers(ref, "reference log-probabilities").detach()
+        length = None if length is None else torch.as_tensor(length)
+        alike("the sum of log-probabilities", logp.shape, reference=ref, length=length)
         return cls(
             logp=logp,
-            length=torch.zeros_like(logp) if length is None else torch.as_tensor(length),
-            ref_or_none=None if ref is None else torch.as_tensor(ref).detach(),
+            length=torch.zeros_like(logp) if length is None else length,
+            ref_or_none=ref,
+            mask_or_none=None if length is None else _first(length),
         )
 
     @classmethod
@@ -163,9 +205,11 @@ class Sequences:
             if extras:
                 raise DataError(f"{', '.join(extras)}: token-level values need a mask")
             return cls.of_sums(logp, length, ref)
-        as_tensor = torch.as_tensor
-        ref = None if ref is None else as_tensor(ref)
-        return cls.of_tokens(as_tensor(logp), as_tensor(mask), ref, as_columns(extras or {}))
+        logp, mask = numbers(logp, "log-probabilities"), torch.as_tensor(mask)
+        ref = None if ref is None else numbers(ref, "reference log-probabilities")
+        named = as_columns(extras or {})
+        alike("the mask", mask.shape, log_probabilities=logp, reference=ref, **named)
+        return cls.of_tokens(logp, mask, ref, named)
 
     @property
     def mean(self) -> Tensor:
@@ -193,6 +237,16 @@ class Sequences:
         return needed(self.token_logp_or_none, "token-level log-probabilities")
 
     @property
+    def token_nll(self) -> Tensor:
+        """``[b, t]`` -log p of trained tokens; of a view built from sums with lengths, every token's mean share.
+
+        For losses that are linear in it, and for no others.
+        """
+        if self.token_logp_or_none is None and self.mask_or_none is not None:
+            return masked((-self.mean)[:, None].expand(self.mask_or_none.shape), self.mask_or_none)
+        return -self.token_logp
+
+    @property
     def token_ref(self) -> Tensor:
         """``[b, t]`` the reference's log p of trained tokens, zero elsewhere, detached."""
         return needed(self.token_ref_or_none, "token-level reference log-probabilities")
@@ -205,7 +259,7 @@ class Sequences:
     @property
     def n(self) -> Tensor:
         """``[b]`` number of trained tokens; raises when the view was built from sums without lengths."""
-        if self.mask_or_none is None and not bool((self.length > 0).all()):
+        if self.token_logp_or_none is None and not bool((self.length > 0).all()):
             raise DataError("this loss uses completion lengths: give the lengths (or masks)")
         return self.length
 

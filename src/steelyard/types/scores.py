@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from steelyard.errors import DataError
-from steelyard.types.base import View, as_columns, masked, needed
+from steelyard.types.base import View, alike, as_columns, masked, needed, numbers, truth
+
+IGNORED = -100
+"""The label that says "no label" in transformers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +28,9 @@ class Scores(View):
     @classmethod
     def from_scores(cls, chosen: Any, rejected: Any, **columns: Any) -> Scores:
         """From ``[b]`` scores."""
-        return cls(torch.as_tensor(chosen), torch.as_tensor(rejected), as_columns(columns))
+        better, worse, named = numbers(chosen, "scores"), numbers(rejected, "scores"), as_columns(columns)
+        alike("the chosen side", better.shape, rejected=worse, **named)
+        return cls(better, worse, named)
 
     @property
     def items(self) -> int:
@@ -54,15 +59,20 @@ class TokenScores(View):
 
     @classmethod
     def from_scores(cls, scores: Any, labels: Any, mask: Any, logp: Any = None, **columns: Any) -> TokenScores:
-        """From ``[b, t]`` or ``[b, t, c]`` scores; labels ``[b]`` (of completions) or ``[b, t]`` (of tokens)."""
-        scores, labels, mask = torch.as_tensor(scores), torch.as_tensor(labels), torch.as_tensor(mask).bool()
+        """From ``[b, t]`` or ``[b, t, c]`` scores; labels ``[b]`` (of completions) or ``[b, t]`` (of tokens).
+
+        Labels of -100 are no labels, as everywhere in transformers.
+        """
+        scores, labels, mask = numbers(scores, "scores"), torch.as_tensor(labels), torch.as_tensor(mask).bool()
         scores = scores[..., None] if scores.dim() == 2 else scores
         labels = labels[:, None].expand(mask.shape) if labels.dim() == 1 else labels
+        mask = mask & (labels != IGNORED)
+        alike("the mask", mask.shape, scores=scores[..., 0], labels=labels)
         return cls(
             scores=masked(scores, mask),
             labels=masked(labels.to(scores.dtype), mask).detach(),
             mask=mask,
-            logp_or_none=None if logp is None else masked(torch.as_tensor(logp), mask),
+            logp_or_none=None if logp is None else masked(numbers(logp, "log-probabilities"), mask),
             columns=as_columns(columns),
         )
 
@@ -142,9 +152,11 @@ class Distill(View):
         Args:
             top_k: keep only the teacher's k most probable tokens at every position.
         """
-        student, teacher = torch.as_tensor(student), torch.as_tensor(teacher).detach()
+        student, teacher = numbers(student, "logits"), numbers(teacher, "the teacher's logits").detach()
         labels = torch.as_tensor(labels)
-        mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
+        mask = (labels != IGNORED) if mask is None else torch.as_tensor(mask).bool() & (labels != IGNORED)
+        alike("the student", student.shape, teacher=teacher)
+        alike("the labels", labels.shape, mask=mask, logits=student[..., 0])
         student, teacher = (masked(x, mask).log_softmax(-1) for x in (student, teacher))
         ids = masked(labels, mask)[..., None]
         logp, teacher_logp = (masked(x.gather(-1, ids)[..., 0], mask) for x in (student, teacher))
@@ -156,14 +168,16 @@ class Distill(View):
             teacher=masked(teacher, mask),
             logp=logp,
             teacher_logp=teacher_logp,
-            old=logp.detach() if old is None else masked(torch.as_tensor(old), mask).detach(),
+            old=logp.detach() if old is None else masked(numbers(old, "old log-probabilities"), mask).detach(),
             mask=mask,
-            own=torch.zeros(len(mask), dtype=torch.bool) if own is None else torch.as_tensor(own).bool(),
+            own=torch.zeros(len(mask), dtype=torch.bool) if own is None else truth(own, "own"),
             columns=as_columns(columns),
         )
 
     def at(self, tau: float = 1.0) -> tuple[Tensor, Tensor]:
         """``[b, t, v]`` log-probabilities of (student, teacher) at temperature tau, normalised on the support."""
+        if not self.student.shape[-1]:
+            raise DataError("this view has no distributions: coupled functions see the values of tokens only")
         return (self.student / tau).log_softmax(-1), (self.teacher / tau).log_softmax(-1)
 
     @property

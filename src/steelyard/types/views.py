@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steelyard.errors import DataError
-from steelyard.types.base import Sequences, View, as_columns, masked, needed
+from steelyard.types.base import Sequences, View, alike, as_columns, masked, needed, numbers, truth
 
 
 class _OfCompletions(View):
@@ -76,11 +76,11 @@ class Pairs(View):
 
         ``extras``: further ``[b, t]`` quantities of the forward pass, such as ``{"log_sum_p2": ...}``.
         """
-        return cls(
-            Sequences.build(policy_chosen, mask_chosen, len_chosen, ref_chosen, extras_chosen),
-            Sequences.build(policy_rejected, mask_rejected, len_rejected, ref_rejected, extras_rejected),
-            as_columns(columns),
-        )
+        chosen = Sequences.build(policy_chosen, mask_chosen, len_chosen, ref_chosen, extras_chosen)
+        rejected = Sequences.build(policy_rejected, mask_rejected, len_rejected, ref_rejected, extras_rejected)
+        named = as_columns(columns)
+        alike("the chosen side", chosen.logp.shape, rejected=rejected.logp, **named)
+        return cls(chosen, rejected, named)
 
     @property
     def items(self) -> int:
@@ -126,7 +126,13 @@ class Unpaired(_OfCompletions):
         pair = None
         if mismatched is not None:
             pair = Sequences.build(mismatched, mismatched_mask, None, mismatched_ref)
-        return cls(Sequences.build(policy, mask, length, ref), torch.as_tensor(label).bool(), pair, as_columns(columns))
+        completions, labels, named = (
+            Sequences.build(policy, mask, length, ref),
+            truth(label, "label"),
+            as_columns(columns),
+        )
+        alike("the completions", completions.logp.shape, label=labels, **named)
+        return cls(completions, labels, pair, named)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +158,9 @@ class Ranked(View):
         cls,
         policy: Any,
         ref: Any = None,
+        *,
         length: Any = None,
         rewards: Any = None,
-        *,
         ranks: Any = None,
         present: Any = None,
         mask: Any = None,
@@ -165,7 +171,9 @@ class Ranked(View):
         Args:
             rewards: ``[b, k]``; or ``ranks``: 1 is the best.  Without either the list is given best first.
         """
-        policy, ref = torch.as_tensor(policy), None if ref is None else torch.as_tensor(ref)
+        policy = numbers(policy, "log-probabilities")
+        ref = None if ref is None else numbers(ref, "reference log-probabilities")
+        alike("the list of log-probabilities", policy.shape, reference=ref)
         if mask is not None:
             mask = torch.as_tensor(mask).bool()
             present = mask.any(-1) if present is None else present
@@ -186,7 +194,7 @@ class Ranked(View):
         cls, scores: Any, rewards: Any = None, *, ranks: Any = None, present: Any = None, **columns: Any
     ) -> Ranked:
         """From a reward head's scores ``[b, k]``."""
-        scores = torch.as_tensor(scores)
+        scores = numbers(scores, "scores")
         rewards, present = _ranking(scores, rewards, ranks, present)
         return cls(rewards, present, score_or_none=masked(scores, present), columns=as_columns(columns))
 
@@ -229,7 +237,9 @@ def _ranking(like: Tensor, rewards: Any, ranks: Any, present: Any) -> tuple[Tens
     if rewards is None:
         ranks = torch.arange(like.shape[1]).expand(like.shape) if ranks is None else torch.as_tensor(ranks)
         rewards = -ranks
-    return masked(torch.as_tensor(rewards).to(like.dtype), present).detach(), present
+    rewards = numbers(rewards, "rewards")
+    alike("the list", like.shape, rewards=rewards, present=present)
+    return masked(rewards.to(like.dtype), present).detach(), present
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,18 +275,20 @@ class Rollouts(View):
         **columns: Any,
     ) -> Rollouts:
         """From ``[b, t]`` values with a mask; ``advantage``: ``[b, t]``, or ``[b]`` (spread over tokens)."""
-        logp, mask = torch.as_tensor(logp), torch.as_tensor(mask).bool()
+        logp, mask = numbers(logp, "log-probabilities"), torch.as_tensor(mask).bool()
+        old, ref = numbers(old, "old log-probabilities"), None if ref is None else numbers(ref, "reference")
+        alike("the log-probabilities", logp.shape, mask=mask, old=old, reference=ref)
         zero = torch.zeros_like(logp)
-        adv = zero if advantage is None else torch.as_tensor(advantage).to(logp.dtype)
+        adv = zero if advantage is None else numbers(advantage, "advantage").to(logp.dtype)
         adv = adv[:, None].expand_as(logp) if adv.dim() == 1 else adv
         return cls(
             logp=torch.where(mask, logp, zero),
-            old=torch.where(mask, torch.as_tensor(old), zero).detach(),
+            old=torch.where(mask, old, zero).detach(),
             mask=mask,
-            rewards=torch.as_tensor(rewards),
+            rewards=numbers(rewards, "rewards"),
             groups=torch.as_tensor(groups),
             advantage=torch.where(mask, adv, zero).detach(),
-            ref_or_none=None if ref is None else torch.where(mask, torch.as_tensor(ref), zero).detach(),
+            ref_or_none=None if ref is None else torch.where(mask, ref, zero).detach(),
             columns=as_columns(columns),
         )
 
