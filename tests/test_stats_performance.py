@@ -35,13 +35,13 @@ def test_aggregates_are_those_of_rliable(record: dict[str, Any]):
 def test_the_stratified_bootstrap_has_the_intervals_of_rliable(record: dict[str, Any]):
     rng = np.random.default_rng(0)
     for index, aggregate in enumerate((performance.iqm, performance.mean)):
-        found = performance.stratified_bootstrap(aggregate, record["a"], rng=rng, resamples=10_000)
+        found = performance.stratified_bootstrap(aggregate, record["a"], rng=rng, resamples=10_000, describe=True)
         low, high = np.array(record["interval"])[:, index]
         slack = 0.04 * (high - low)
         assert float(found.low) == pytest.approx(low, abs=slack)
         assert float(found.high) == pytest.approx(high, abs=slack)
     better = performance.stratified_bootstrap(
-        performance.probability_of_improvement, record["a"], record["b"], rng=rng, resamples=10_000
+        performance.probability_of_improvement, record["a"], record["b"], rng=rng, resamples=10_000, describe=True
     )
     low, high = np.array(record["improvement interval"])[:, 0]
     assert (float(better.low), float(better.high)) == pytest.approx((low, high), abs=0.04 * (high - low))
@@ -51,13 +51,18 @@ def test_the_stratified_bootstrap_of_a_profile_and_of_tasks():
     rng = np.random.default_rng(1)
     scores = rng.normal(size=(4, 30)) + 3 * rng.normal(size=(1, 30))
     profile = performance.stratified_bootstrap(
-        lambda y: performance.performance_profile(y, [-1.0, 0.0, 1.0]), scores, rng=rng, resamples=700
+        lambda y: performance.performance_profile(y, [-1.0, 0.0, 1.0]), scores, rng=rng, resamples=700, describe=True
     )
     assert profile.value.shape == profile.low.shape == (3,)
     assert (profile.low <= profile.value).all() and (profile.value <= profile.high).all()
-    runs = performance.stratified_bootstrap(performance.mean, scores, rng=rng, resamples=700)
-    tasks = performance.stratified_bootstrap(performance.mean, scores, rng=rng, resamples=700, tasks_too=True)
+    runs = performance.stratified_bootstrap(performance.mean, scores, rng=rng, resamples=700, describe=True)
+    tasks = performance.stratified_bootstrap(
+        performance.mean, scores, rng=rng, resamples=700, tasks_too=True, describe=True
+    )
     assert tasks.high - tasks.low > 2 * (runs.high - runs.low)
+    with pytest.raises(StudyError, match="'stratified' covered the truth in only"):
+        performance.stratified_bootstrap(performance.mean, scores, rng=rng)
+    assert performance.stratified_bootstrap(performance.mean, np.tile(scores, (5, 1)), rng=rng, resamples=100).low < 1
     with pytest.raises(StudyError, match="3 and 2 tasks"):
         performance.stratified_bootstrap(
             performance.probability_of_improvement, np.zeros((2, 3)), np.zeros((2, 2)), rng=rng

@@ -205,7 +205,7 @@ def effect_coverage(studies: int = 2_000, seed: int = 7) -> dict[tuple[str, int,
     for n in (2, 3, 5, 10):
         for d in (0.0, 0.8, 2.0):
             rng = np.random.default_rng([seed, n, int(10 * d)])
-            a, b = rng.standard_normal((2, studies, n))
+            a, b = rng.standard_normal((2, 4 * studies, n))
             a = a + d
             pooled = np.sqrt((a.var(axis=1, ddof=1) + b.var(axis=1, ddof=1)) / 2)
             t = (a.mean(axis=1) - b.mean(axis=1)) / pooled / np.sqrt(2 / n)
@@ -237,7 +237,7 @@ def effect_coverage(studies: int = 2_000, seed: int = 7) -> dict[tuple[str, int,
 def aggregate_coverage(studies: int = 2_000, seed: int = 8) -> dict[tuple[str, int, int], float]:
     """The stratified bootstrap of the mean and the IQM over runs and tasks, normal runs (true value 0)."""
     found = {}
-    for n in (3, 5, 10):
+    for n in (3, 5, 10, 20):
         for tasks in (3, 10):
             rng = np.random.default_rng([seed, n, tasks])
             scores = rng.standard_normal((studies, n, tasks))

@@ -4,8 +4,8 @@ Source of all of them: Agarwal, Schwarzer, Castro, Courville & Bellemare (2021),
 edge of the statistical precipice", arXiv 2108.13264; values agree with the authors' library rliable 1.2.0 (recorded in
 ``tests/data/rliable.json``), save for one stated difference in :func:`probability_of_improvement`.
 
-Their stratified bootstrap draws runs anew within each task.  With three runs it is much too narrow, whatever it is
-applied to: see the simulated coverage in ``docs/statistics.md``.
+Their stratified bootstrap draws runs anew within each task.  With few runs it is much too narrow, whatever it is
+applied to (``docs/statistics.md``), and refused unless it is asked for as a description.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from steelyard.errors import StudyError
+from steelyard.stats import coverage
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
 """From scores ``[..., runs, tasks]`` to ``[...]``."""
@@ -88,6 +89,7 @@ def stratified_bootstrap(
     resamples: int = 2000,
     level: float = 0.95,
     tasks_too: bool = False,
+    describe: bool = False,
 ) -> Estimate:
     """Percentile interval when the runs of every task are drawn anew (§4.1), independently for every array.
 
@@ -95,8 +97,10 @@ def stratified_bootstrap(
         statistic: from one or more arrays ``[..., runs, tasks]`` to ``[..., ...]``.
         scores: ``[runs, tasks]`` each, all with the same tasks.
         tasks_too: draw tasks as well (the same for all arrays): how sensitive is it to the choice of tasks?
+        describe: give it even where it is known to cover less than 92 %, as a description of spread.
 
     Raises:
+        StudyError: too few runs for it to cover (refused below 92 %), unless ``describe``.
         StudyError: an array that is not ``[runs, tasks]``, holds what is not finite, or has other tasks.
     """
     arrays = [np.asarray(values, dtype=float) for values in scores]
@@ -105,6 +109,8 @@ def stratified_bootstrap(
             raise StudyError("expected finite scores [runs, tasks], one column per task")
         if values.shape[1] != arrays[0].shape[1]:
             raise StudyError(f"arms on {arrays[0].shape[1]} and {values.shape[1]} tasks cannot be aggregated together")
+    if not describe:
+        coverage.require("stratified", min(len(values) for values in arrays))
     tasks = arrays[0].shape[1]
     found = []
     for start in range(0, resamples, 500):
