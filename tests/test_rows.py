@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from steelyard.config import DataConfig
+from steelyard.data.numbers import as_number, check_numbers
 from steelyard.data.rows import Table, read_table
 from steelyard.data.schemas import (
     as_label,
-    as_number,
-    check_numbers,
     detect_schema,
     schema_for,
     step_labels,

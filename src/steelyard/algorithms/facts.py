@@ -25,6 +25,31 @@ LEARNS_FROM = {
 }
 """Data stage -> what a method learns from."""
 
+FILE_ROWS = {
+    "Tokens": ("prompt-completion", "messages", "text", "preference"),
+    "Distill": ("prompt-completion", "messages", "text", "preference"),
+    "Pairs": ("preference",),
+    "Scores": ("preference",),
+    "Unpaired": ("unpaired", "preference"),
+    "TokenScores": ("unpaired", "preference"),
+    "Ranked": ("ranked",),
+    "StepLabels": ("stepwise", "first-mistake"),
+}
+"""Which rows a file may have, by family: those of :data:`steelyard.data.schemas.SCHEMAS`, which a test compares.
+Rollouts take whatever has a prompt."""
+
+ROW_COLUMNS = {
+    "prompt-completion": "prompt, completion",
+    "messages": "messages",
+    "text": "text",
+    "preference": "prompt, chosen, rejected",
+    "unpaired": "prompt, completion, label",
+    "ranked": "prompt, completions, scores or ranks",
+    "stepwise": "prompt, completions, labels",
+    "first-mistake": "prompt, steps, mistake_index",
+}
+"""The columns of each kind of row."""
+
 GROUPS = {
     "supervised": "Supervised",
     "distillation": "Distillation",
@@ -117,14 +142,19 @@ _EXTRAS = {
 
 def needs(entry: Entry) -> list[tuple[str, str]]:
     """What a method needs beside the policy and what it learns from, as (what, which)."""
-    found = [("learns from", LEARNS_FROM[entry["data"]])]
+    found = [("learns from", learns_from(entry))]
+    if entry["data"] != "none":
+        found.append(("file rows", file_rows(entry)))
     if entry["reference"] != "none":
         switch = entry["reference_unless_zero"]
         found.append(("reference", _REFERENCES[entry["reference"]] + (f", unless {switch} is 0" if switch else "")))
     if entry["teacher"] and entry["reference"] != "teacher":
         found.append(("teacher", "another model (the recipe's `teacher` section)"))
     if entry["columns"]:
-        found.append(("columns", ", ".join(entry["columns"])))
+        order = " ({} above {} in every row)".format(*entry["ordered"]) if entry["ordered"] else ""
+        found.append(("columns", ", ".join(entry["columns"]) + order))
+    if entry["optional_columns"]:
+        found.append(("may carry", ", ".join(entry["optional_columns"]) + " (a number in every row, or in none)"))
     if entry["extras"]:
         found.append(("per token", "; ".join(_EXTRAS[name] for name in entry["extras"])))
     if entry["head"] != "lm":
@@ -146,6 +176,37 @@ def needs(entry: Entry) -> list[tuple[str, str]]:
     if entry["beta_scale"] != "none":
         found.append(("beta scale", "sums" if entry["beta_scale"] == "sum" else "averages per token"))
     return found
+
+
+def learns_from(entry: Entry) -> str:
+    """What a method learns from, in words."""
+    labelled = entry["family"] == "Unpaired" and entry["data"] == "pairs"
+    return "labelled completions, or preference pairs" if labelled else LEARNS_FROM[entry["data"]]
+
+
+def rows_of_rounds(rounds: Mapping[str, Any]) -> str:
+    """The family whose rows a file must have for a method that makes its own in rounds."""
+    if rounds["base"] == "pairs":
+        return "Pairs"
+    return "Tokens" if "gold" in rounds["samplers"] else "Rollouts"
+
+
+def file_rows(entry: Entry) -> str:
+    """Which rows a file may have for this method, with their columns."""
+    if entry["rounds"]:
+        answer = ", and an answer to judge by (or `rewards`)" if entry["rounds"]["judged"] else ""
+        return _rows(rows_of_rounds(entry["rounds"])) + answer
+    rows = _rows("StepLabels" if entry["head"] == "token_labels" else entry["family"])
+    if entry["data"] == "correct":
+        return "prompt and answer, with `data.generate`"
+    own = entry["data"] not in ("gold", "prompts", "none")
+    return rows + ("; with `data.generate`: prompt and answer" if own else "")
+
+
+def _rows(family: str) -> str:
+    if family == "Rollouts":
+        return "any with a prompt"
+    return " or ".join(f"{kind} ({ROW_COLUMNS[kind]})" for kind in FILE_ROWS[family])
 
 
 def _rounds(rounds: Mapping[str, Any]) -> str:

@@ -16,9 +16,9 @@ from steelyard.algorithms import load
 from steelyard.algorithms.core import AlgorithmSpec, algorithms
 from steelyard.algorithms.facts import (
     GROUPS,
-    LEARNS_FROM,
     SAME_LOSS,
     group_of,
+    learns_from,
     load_verification,
     needs,
     paper_link,
@@ -84,7 +84,7 @@ def _index(entries: dict[str, dict[str, Any]], verified: dict[str, Any]) -> str:
             entry = entries[key]
             status = verified["algorithms"].get(key, {}).get("status", "")
             title = entry["title"].rstrip(".")
-            lines.append(f"| [`{key}`]({key}.md) | {_cell(title)} | {LEARNS_FROM[entry['data']]} | {status} |")
+            lines.append(f"| [`{key}`]({key}.md) | {_cell(title)} | {learns_from(entry)} | {status} |")
         lines.append("")
     return "\n".join(lines)
 

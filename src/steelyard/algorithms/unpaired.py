@@ -112,7 +112,14 @@ def bco_shift(unpaired: Unpaired, *, beta: float, state: Mapping[str, Tensor]) -
     return stats | {"delta": (stats["mean_desirable"] + stats["mean_undesirable"]) / classes.clamp(min=1)}
 
 
-@algorithm(paper="2404.04656", reference=True, coupled=bco_shift, state=no_rewards_yet, beta_scale="sum")
+@algorithm(
+    paper="2404.04656",
+    reference=True,
+    coupled=bco_shift,
+    state=no_rewards_yet,
+    optional_columns=("density_ratio",),
+    beta_scale="sum",
+)
 def bco(unpaired: Unpaired, *, beta: Positive = 0.1) -> Tensor:
     r"""Binary Classifier Optimization (Jung et al., 2024).
 

@@ -59,7 +59,7 @@ def _list(words: Sequence[str]) -> int:
         return _oxrl(args.json)
     _plugins(words)
     from steelyard.algorithms.catalogue import entries, installed
-    from steelyard.algorithms.facts import GROUPS, LEARNS_FROM, group_of, verification_of
+    from steelyard.algorithms.facts import GROUPS, group_of, learns_from, verification_of
 
     found = {name: entry for name, entry in entries().items() if _in_family(entry, args.family)}
     if args.json:
@@ -77,7 +77,7 @@ def _list(words: Sequence[str]) -> int:
         table = Table("name", "learns from", "status", "what", box=None, pad_edge=False)
         for name, entry in rows:
             status = verification_of(name)["status"] if entry["module"] else ""
-            table.add_row(name, LEARNS_FROM[entry["data"]], status, entry["title"].rstrip("."))
+            table.add_row(name, learns_from(entry), status, entry["title"].rstrip("."))
         console.print(f"[bold]{title}[/] ({group})", highlight=False)
         console.print(table)
         console.print()

@@ -246,6 +246,11 @@ def _needs(spec: AlgorithmSpec, hp: Hyperparameters) -> None:
     for name in spec.columns:
         without = {key: value for key, value in raw.items() if key != name}
         _refused(spec, without, hp, name, f"the column '{name}' is declared")
+    for name in spec.optional_columns:
+        items = len(next(iter(raw.values())))
+        with_it = raw | {name: torch.linspace(2.0, 3.0, items, dtype=torch.float64)}
+        used = not torch.equal(total(spec, with_it, hp), total(spec, raw, hp))
+        expect(used, f"the column '{name}' is declared as optional, but does not change the loss")
     for name in spec.extras:
         without = {key: value for key, value in raw.items() if not key.startswith(f"{name}_")}
         _refused(spec, without, hp, name, f"the extra '{name}' is declared")

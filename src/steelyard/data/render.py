@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from steelyard.data.chat import Answer, Codec, Opening
+from steelyard.data.numbers import as_number, check_numbers, check_optional_numbers
 from steelyard.data.rows import Table
-from steelyard.data.schemas import Family, as_label, as_number, check_numbers, schema_for, step_labels
+from steelyard.data.schemas import Family, as_label, schema_for, step_labels
 from steelyard.data.sides import Dropped, Side, sides_of, steps_of, template_options
 from steelyard.data.steps import step_ends
 from steelyard.errors import DataError
@@ -249,6 +250,7 @@ class Renderer:
         family: Family,
         *,
         columns: Sequence[str] = (),
+        optional: Sequence[str] = (),
         source: str = "",
         strict: bool = True,
     ) -> RenderResult:
@@ -259,6 +261,7 @@ class Renderer:
             family: what an algorithm's first argument asks for; ``StepLabels`` for the `TokenScores` of a head
                 that labels steps (:func:`steelyard.data.schemas.row_family`).
             columns: numbers that every row must have (``AlgorithmSpec.columns``); they become columns of the group.
+            optional: numbers that every row has or none (``AlgorithmSpec.optional_columns``); likewise.
             source: first part of ``Group.key`` (of a path only the name, so that nothing that is derived
                 from a key depends on where the data lies); default: the table's own.
             strict: False returns the report even when nothing, or too little, is left (for inspection).
@@ -274,6 +277,7 @@ class Renderer:
             raise DataError(f"{source}: there are no rows")
         schema = schema_for(table, family)
         check_numbers(table, columns)
+        columns = [*columns, *check_optional_numbers(table, optional)]
         report = RenderReport(source, schema, family, self.codec.template, self.max_length)
         groups = []
         for index, row in enumerate(table.rows):

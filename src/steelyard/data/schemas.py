@@ -30,6 +30,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from steelyard.data.numbers import as_number
 from steelyard.data.rows import Table, kind_of, listed
 from steelyard.errors import DataError, nearest, unknown
 
@@ -218,52 +219,7 @@ def validate(table: Table, schema: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Numbers that an algorithm declares (``AlgorithmSpec.columns``)
-
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "p_chosen": ("a probability", lambda value: 0 <= value <= 1),
-    "p_rejected": ("a probability", lambda value: 0 <= value <= 1),
-    "sign_chosen": ("1 (unsafe) or -1 (safe)", lambda value: value in (1, -1)),
-    "sign_rejected": ("1 (unsafe) or -1 (safe)", lambda value: value in (1, -1)),
-}
-"""What the columns mean whose numbers have a range; all others are any finite number."""
-
-
-def check_numbers(table: Table, columns: Sequence[str], who: str = "the algorithm") -> None:
-    """Check that every row has a usable number in each of ``columns``.
-
-    Raises:
-        DataError: a column is missing (the nearest is named), or a value is no such number (``file:line``).
-    """
-    present = table.columns
-    for column in columns:
-        expected, fits = _RANGES.get(column, ("a finite number", lambda value: True))
-        if column not in present:
-            guess = nearest(column, [name for name in present if name not in columns])
-            hint = f" Perhaps rename with `data.columns: {{{column}: {guess}}}`." if guess else ""
-            raise DataError(
-                f"{table.source}: {who} needs {expected} in a column '{column}' of every row; it is missing; "
-                f"columns: {', '.join(present)}.{hint}"
-            )
-        for index, row in enumerate(table.rows):
-            value = row.get(column)
-            try:
-                good = fits(as_number(value))
-            except ValueError:
-                good = False
-            if not good:
-                got = "nothing" if column not in row else "null" if value is None else repr(value)
-                raise DataError(f"{table.where(index)}: column '{column}': expected {expected}, got {got}")
-
-
-def as_number(value: Any) -> float:
-    """A finite number, also as CSV spells it; anything else (truth values too) is a ``ValueError``."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"not a number: {value!r}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"not finite: {value!r}")
-    return number
+# Labels
 
 
 def as_label(value: Any) -> bool:

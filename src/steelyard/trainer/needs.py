@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from steelyard.algorithms.catalogue import describe
+from steelyard.algorithms.facts import rows_of_rounds
 from steelyard.config import DataConfig, RunConfig
-from steelyard.data.schemas import Family, check_numbers, row_family, schema_for
+from steelyard.data.numbers import check_numbers, check_optional_numbers, check_order
+from steelyard.data.rows import Table
+from steelyard.data.schemas import Family, row_family, schema_for
 from steelyard.data.sources import load_table, resolve_path
 from steelyard.errors import ConfigError, DataError
 from steelyard.evals.tasks import get_task
@@ -54,11 +57,18 @@ def check_needs(cfg: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the rows of a file must offer: the schema of every family, numbers, and texts."""
+    """What the rows of a file must offer: the schema of every family, numbers, and texts.
+
+    Attributes:
+        optional: numbers of every row or of none.
+        ordered: two of the numbers, the first of which is the larger in every row.
+    """
 
     who: str
     families: tuple[Family, ...] = ()
     numbers: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    ordered: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     why: str = ""
     """What the texts are for."""
@@ -69,18 +79,16 @@ def _of_file(cfg: RunConfig, entry: Mapping[str, Any]) -> Wanted:
     families: tuple[Family, ...] = ("Tokens",) if cfg.sft is not None else ()
     rounds = entry["rounds"]
     if rounds is not None:
-        alone: Family = "Tokens" if "gold" in rounds["samplers"] else "Rollouts"
-        first: Family = "Pairs" if rounds["base"] == "pairs" else alone
+        first = cast(Family, rows_of_rounds(rounds))
         judged = rounds["judged"] and not cfg.rewards
         return Wanted(who, (*families, first), texts=("answer",) if judged else (), why="judging what it samples")
     if entry["data"] in SELECTED and cfg.data.generate is not None:
         return Wanted(who, families, texts=("prompt", "answer"), why="sampling and verifying (`data.generate`)")
-    return Wanted(who, (*families, row_family(entry["family"], entry["head"])), tuple(_numbers(entry)))
-
-
-def _numbers(entry: Mapping[str, Any]) -> list[str]:
-    """The columns that a file's rows must carry; rollouts get theirs from whoever samples."""
-    return entry["columns"] if entry["family"] in ("Pairs", "Scores", "Ranked") else []
+    families = (*families, row_family(entry["family"], entry["head"]))
+    if entry["family"] == "Rollouts":  # they get their columns from whoever samples
+        return Wanted(who, families)
+    numbers, optional = (tuple(entry[kind]) for kind in ("columns", "optional_columns"))
+    return Wanted(who, families, numbers, optional, tuple(entry["ordered"] or ()))
 
 
 @lru_cache(maxsize=64)
@@ -90,6 +98,9 @@ def _check_file(data: str, stamp: tuple[int, int], wanted: Wanted) -> None:
     for family in wanted.families:
         schema_for(table, family)
     check_numbers(table, wanted.numbers, wanted.who)
+    check_optional_numbers(table, wanted.optional)
+    if wanted.ordered:
+        check_order(table, wanted.ordered, wanted.who)
     for column in wanted.texts:
         for index, row in enumerate(table.rows):
             if row.get(column) is None:
@@ -113,7 +124,11 @@ def _check_samples(cfg: RunConfig, entry: Mapping[str, Any]) -> None:
             f"algorithm '{name}' learns from the model's own verified samples, and the rows of a file are not that: "
             "add a `data.generate` section to sample from their prompts, or use `sft` to learn the rows themselves"
         )
-    if stage not in SELECTED or task is None:
+    if stage == "gold" and task is not None and entry["columns"]:
+        split: Any = cfg.data.split
+        item = get_task(task, where="data.task").items(split, purpose="train", limit=1)[0]
+        check_numbers(Table.from_rows([item.columns], f"task '{task}'"), entry["columns"], f"algorithm '{name}'")
+    if stage not in SELECTED or (task is None and cfg.data.generate is None):
         return
     if cfg.data.generate is None:
         raise ConfigError(
@@ -124,9 +139,10 @@ def _check_samples(cfg: RunConfig, entry: Mapping[str, Any]) -> None:
     missing = [column for column in entry["columns"] if column not in given]
     if missing:
         carried = f"; they carry {', '.join(given)}" if given else ""
+        source = f"the rows of {cfg.data.path}" if task is None else f"the task '{task}'"
         raise ConfigError(
-            f"algorithm '{name}' needs a number '{missing[0]}' in every row, which {SELECTED[stage]} made from the "
-            f"task '{task}' do not have{carried}: give rows with that column as `data.path`"
+            f"algorithm '{name}' needs a number '{missing[0]}' in every row, which {SELECTED[stage]} made from "
+            f"{source} do not have{carried}: give rows with that column as `data.path`, without `data.generate`"
         )
-    if get_task(task, where="data.task").verify is None:
+    if task is not None and get_task(task, where="data.task").verify is None:
         raise DataError(f"data.task: '{task}' is multiple choice; it has no verifier to practise with")

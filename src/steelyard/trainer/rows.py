@@ -54,8 +54,10 @@ def training_rows(cfg: RunConfig, spec: AlgorithmSpec, tokenizer: Any, stage_row
     else:
         renderer = Renderer.from_config(tokenizer, cfg.data)
         renderer.completion_only_loss &= not spec.whole_text
-        numbers = spec.columns if spec.family in ("Pairs", "Scores", "Ranked") else ()
-        result = renderer.render(source_table(cfg), row_family(spec.family, spec.head), columns=numbers)
+        file = spec.family != "Rollouts"  # rollouts get their columns from whoever samples
+        numbers, optional = (spec.columns, spec.optional_columns) if file else ((), ())
+        family = row_family(spec.family, spec.head)
+        result = renderer.render(source_table(cfg), family, columns=numbers, optional=optional)
         groups, report = result.groups, result.report.to_dict()
     return TrainingRows(groups, report, groups_hash(groups))
 

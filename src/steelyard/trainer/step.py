@@ -16,10 +16,17 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from steelyard.algorithms.core import coupled_stats, evaluate_loss, items_of, next_state, reduce_terms
+from steelyard.algorithms.core import (
+    coupled_stats,
+    evaluate_loss,
+    items_of,
+    next_state,
+    reduce_terms,
+    without_distributions,
+)
 from steelyard.config import OptimConfig
 from steelyard.data.packing import pack
-from steelyard.errors import NumericalError
+from steelyard.errors import DataError, NumericalError
 from steelyard.models.load import Policy
 from steelyard.trainer.forward import StepInput, embedding_noise, forward_view
 from steelyard.trainer.views import diagnostics, step_counts
@@ -37,6 +44,7 @@ def accumulate(
 
     Raises:
         NumericalError: a loss term is NaN or infinite; names the groups of the micro-batch.
+        DataError: the loss cannot use what the rows carry; names them likewise.
     """
     spec, hp = inputs.spec, inputs.hyperparameters
     batches = [
@@ -53,7 +61,7 @@ def accumulate(
 
     if spec.coupled is not None and len(batches) > 1:
         with torch.no_grad():
-            whole = View.concat([forward_view(inputs, batch).detach() for batch in batches])
+            whole = View.concat([without_distributions(forward_view(inputs, batch)) for batch in batches])
         stats = coupled(whole)
 
     done = 0
@@ -68,12 +76,16 @@ def accumulate(
             stats = coupled(view)
         view = view.with_stats(schedule | items_of(stats or {}, done, view.items))
         done += view.items
-        loss, parts = reduce_terms(evaluate_loss(spec, view, hp), view, spec.reduce, counts)
+        keys = ", ".join(group.key for group in batch.groups)
+        try:
+            terms = evaluate_loss(spec, view, hp)
+        except DataError as error:
+            raise DataError(f"{spec.key}: {error}; among rows {keys}") from None
+        loss, parts = reduce_terms(terms, view, spec.reduce, counts)
         if not bool(torch.isfinite(loss)):
             named = {name: float(part) for name, part in parts.items()} or {"loss": float(loss)}
-            keys = [group.key for group in batch.groups]
             raise NumericalError(
-                f"{spec.key}: the loss is not finite ({named}) on rows {', '.join(keys)}; nothing was updated in this "
+                f"{spec.key}: the loss is not finite ({named}) on rows {keys}; nothing was updated in this "
                 "step (a lower optim.learning_rate is the usual remedy)"
             )
         loss.backward()

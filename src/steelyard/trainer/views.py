@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steelyard.algorithms.core import AlgorithmSpec, Counts
+from steelyard.data.numbers import is_given
 from steelyard.data.packing import PackedBatch
 from steelyard.errors import DataError
 from steelyard.models.logprobs import Distributions
@@ -82,18 +83,36 @@ class Flat:
             values.append(group.completion_columns[name][self.index[i]])
         return np.asarray(values)
 
-    def group_columns(self, names: Sequence[str], like: Tensor) -> dict[str, Tensor]:
-        """Declared columns ``[groups]``."""
-        for name in names:
-            missing = next((g.key for g in self.groups if name not in g.columns), None)
-            if missing is not None:
-                raise DataError(f"group {missing}: the column '{name}' is missing")
-        return {name: self.tensor([float(g.columns[name]) for g in self.groups], like) for name in names}
+    def number_column(self, name: str, like: Tensor, chosen: np.ndarray | None, *, optional: bool) -> Tensor | None:
+        """A declared column: of the groups ``[groups]``, or of the chosen completions ``[b]``.
+
+        A completion without a number of its own has its group's.  None: optional, and nobody has it.
+        """
+        items = [(g, None) for g in self.groups]
+        if chosen is not None:
+            items = [(self.groups[int(self.owner[i])], int(self.index[i])) for i in chosen.tolist()]
+        values = [
+            g.completion_columns[name][i] if i is not None and name in g.completion_columns else g.columns.get(name)
+            for g, i in items
+        ]
+        if optional and not any(is_given(value) for value in values):
+            return None
+        return self.tensor([_number(g.key, name, value) for (g, _), value in zip(items, values, strict=True)], like)
 
     @staticmethod
     def tensor(values: Any, like: Tensor) -> Tensor:
         """Numbers on the device and of the type of ``like``."""
         return torch.as_tensor(np.asarray(values)).to(device=like.device, dtype=like.dtype)
+
+
+def _number(key: str, name: str, value: Any) -> float:
+    """The number of a row in a declared column."""
+    if not is_given(value):
+        raise DataError(f"group {key}: the column '{name}' is missing")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"group {key}: column '{name}': expected a number, got {value!r}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +136,11 @@ class Micro:
         extras = {name: self.flat.pad(values, chosen)[0] for name, values in self.extras.items()}
         return Sequences.of_tokens(padded, mask, None if ref is None else self.flat.pad(ref, chosen)[0], extras)
 
-    def columns(self, like: Tensor) -> dict[str, Tensor]:
-        """The declared columns, one value per group."""
-        return self.flat.group_columns(self.spec.columns, like)
+    def columns(self, like: Tensor, chosen: np.ndarray | None = None) -> dict[str, Tensor]:
+        """The declared columns, one value per group or per chosen completion; optional ones where rows carry them."""
+        declared = {**dict.fromkeys(self.spec.columns, False), **dict.fromkeys(self.spec.optional_columns, True)}
+        found = {n: self.flat.number_column(n, like, chosen, optional=optional) for n, optional in declared.items()}
+        return {name: values for name, values in found.items() if values is not None}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -146,7 +167,9 @@ def build_view(
 
 
 def _tokens(micro: Micro) -> Tokens:
-    return Tokens(micro.sequences(np.flatnonzero(micro.flat.trained)))
+    trained = np.flatnonzero(micro.flat.trained)
+    completions = micro.sequences(trained)
+    return Tokens(completions, micro.columns(completions.logp, trained))
 
 
 def _pairs(micro: Micro) -> Pairs:
@@ -176,6 +199,7 @@ def _unpaired(micro: Micro) -> Unpaired:
         completions=completions,
         label=torch.from_numpy(flat.completion_column("label", trained).astype(bool)).to(completions.logp.device),
         mismatched=micro.sequences(other, detach=True) if len(other) else None,
+        columns=micro.columns(completions.logp, trained),
     )
 
 
@@ -201,9 +225,8 @@ def _ranked(micro: Micro) -> Ranked:
         return Ranked.from_scores(spread(one.index_select(0, index)), rewards, present=shown, **columns)
     found = micro.sequences(trained)
     ref = None if found.ref_or_none is None else spread(found.ref)
-    return Ranked.from_logps(
-        spread(found.logp), ref, spread(found.length.to(one.dtype)), rewards, present=shown, **columns
-    )
+    length = spread(found.length.to(one.dtype))
+    return Ranked.from_logps(spread(found.logp), ref, length=length, rewards=rewards, present=shown, **columns)
 
 
 def _token_scores(micro: Micro) -> TokenScores:
@@ -212,15 +235,16 @@ def _token_scores(micro: Micro) -> TokenScores:
     trained = np.flatnonzero(flat.trained)
     padded = torch.stack([flat.pad(channel, trained)[0] for channel in scores.unbind(-1)], -1)
     logp = None if micro.logp is None else flat.pad(micro.logp, trained)[0]
+    columns = micro.columns(scores, trained)
     if micro.spec.head == "token_labels":
         found = flat.token_column("step_label", scores)
         if found is None:
             raise DataError(f"group {flat.groups[0].key}: the token column 'step_label' is missing")
         labels, mask = flat.pad(found, trained)
-        return TokenScores.from_scores(padded, labels.nan_to_num(0.0), mask & ~labels.isnan(), logp)
+        return TokenScores.from_scores(padded, labels.nan_to_num(0.0), mask & ~labels.isnan(), logp, **columns)
     _, mask = flat.pad(scores[:, 0], trained)
     labels = flat.tensor(flat.completion_column("label", trained), scores)
-    return TokenScores.from_scores(padded, labels, mask, logp)
+    return TokenScores.from_scores(padded, labels, mask, logp, **columns)
 
 
 def _distill(micro: Micro) -> Distill:
@@ -232,6 +256,9 @@ def _distill(micro: Micro) -> Distill:
     behaviour = flat.token_column("behaviour", found.logp)
     owns = all("own" in g.completion_columns for g in flat.groups)
     own = flat.completion_column("own", trained) if owns else np.zeros(len(trained), dtype=bool)
+    columns = micro.columns(found.logp, trained)
+    if behaviour is not None:
+        columns["behaviour"] = flat.pad(behaviour, trained)[0]
     return Distill(
         student=flat.pad_rows(found.student, trained),
         teacher=flat.pad_rows(found.teacher, trained).detach(),
@@ -240,7 +267,7 @@ def _distill(micro: Micro) -> Distill:
         old=logp.detach() if old is None else flat.pad(old, trained)[0],
         mask=mask,
         own=torch.from_numpy(own.astype(bool)).to(logp.device),
-        columns={} if behaviour is None else {"behaviour": flat.pad(behaviour, trained)[0]},
+        columns=columns,
     )
 
 
@@ -251,9 +278,9 @@ def _rollouts(micro: Micro) -> Rollouts:
     padded, mask = flat.pad(logp, chosen)
     token = {name: flat.token_column(name, logp) for name in ("ref", "old", "behaviour")}
     values = {name: flat.pad(column, chosen)[0] for name, column in token.items() if column is not None}
-    columns = {"behaviour": values["behaviour"]} if "behaviour" in values else {}
-    for name in micro.spec.columns:
-        columns[name] = flat.tensor(flat.completion_column(name, chosen), logp)
+    columns = micro.columns(logp, chosen)
+    if "behaviour" in values:
+        columns["behaviour"] = values["behaviour"]
     advantage = None
     if micro.spec.advantage is not None:
         advantage = flat.tensor(flat.completion_column("advantage", chosen), logp)
