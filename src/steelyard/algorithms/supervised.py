@@ -31,7 +31,10 @@ def rft(tokens: Tokens) -> Tensor:
     r"""Rejection-sampling fine-tuning (Yuan et al., 2023).
 
     $-\log\pi_\theta(y_t|x,y_{<t})$, the SFT loss, on the model's own completions: k samples per prompt, the
-    verified ones kept, duplicates of a reasoning path removed.  Returns [b, t].
+    verified ones kept, each once.  Returns [b, t].
+
+    Differs: the paper also drops right completions whose list of equations repeats another's; here only identical
+    token sequences count as repeated.  oxRL trains on the rows it is given; nothing is sampled.
     """
     return -tokens.completions.token_logp
 
