@@ -21,9 +21,11 @@ def sft(tokens: Tokens) -> Tensor:
 
     $-\log\pi_\theta(y_t|x,y_{<t})$, averaged over all trained tokens of the optimizer step.  Returns [b, t].
 
+    Watch: long completions weigh more than short ones, because every token counts alike.
+
     Differs: oxRL divides by all positions, padding included, so that its step length depends on the padding.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll
 
 
 @algorithm(paper="2308.01825", data="correct", length_normalized=True)
@@ -36,7 +38,7 @@ def rft(tokens: Tokens) -> Tensor:
     Differs: the paper also drops right completions whose list of equations repeats another's; here only identical
     token sequences count as repeated.  oxRL trains on the rows it is given; nothing is sampled.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll
 
 
 @algorithm(paper="2004.10964", whole_text=True, length_normalized=True)
@@ -48,7 +50,7 @@ def cpt(tokens: Tokens) -> Tensor:
 
     Watch: each document begins anew; none is predicted from the one before it.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll
 
 
 @algorithm(paper="2310.05914", noise="alpha", length_normalized=True)
@@ -65,7 +67,7 @@ def neftune(tokens: Tokens, *, alpha: NonNegative = 5.0) -> Tensor:
     Args:
         alpha: scale of the noise; 5 to 15 in the paper, 0 is SFT.
     """
-    return -tokens.completions.token_logp
+    return tokens.completions.token_nll
 
 
 @algorithm(paper="2508.05629", length_normalized=True)
@@ -105,7 +107,7 @@ def unlikelihood(pairs: Pairs, *, alpha: NonNegative = 1.0) -> dict[str, Tensor]
     """
     push_down = -log1mexp(pairs.rejected.token_logp) * pairs.rejected.mask
     share = alpha * pairs.stats["items_per_negative"]
-    return {"nll": -pairs.chosen.token_logp, "unlikelihood": share * push_down.sum(-1)}
+    return {"nll": pairs.chosen.token_nll, "unlikelihood": share * push_down.sum(-1)}
 
 
 def log1mexp(logp: Tensor, floor: float = 1e-5) -> Tensor:

@@ -44,8 +44,11 @@ def kto(
     r"""Kahneman-Tversky Optimization (Ethayarajh et al., 2024, eq. 8).
 
     $\lambda_D(1-\sigma(\beta(l-z_0)))$ for desirable, $\lambda_U(1-\sigma(\beta(z_0-l)))$ for undesirable
-    completions, divided by all completions of the step; $z_0$ is detached.  oxRL computes another loss under
-    this name.
+    completions, divided by all completions of the step; $z_0$ is detached.
+
+    Watch: a step needs at least two different prompts, and its $z_0$ is noisy below about eight.
+
+    Differs: oxRL takes $-\log\sigma$ for $1-\sigma$ and a moving average of chosen log-ratios for $z_0$.
 
     Args:
         beta: strength of the pull towards the reference.
@@ -68,6 +71,8 @@ def kto_pair(
     $\lambda_D(1-\sigma(\beta(l_w-z_0)))$ for the chosen, $\lambda_U(1-\sigma(\beta(z_0-l_l)))$ for the rejected
     completion: an adapter, the loss is `kto`'s.
 
+    Watch: a step needs at least two different prompts, and its $z_0$ is noisy below about eight.
+
     Differs: oxRL, under the name KTO, takes the chosen log-ratios for $z_0$; here it comes from mismatched
     completions as in the paper.
 
@@ -85,6 +90,8 @@ def apo_zero_unpaired(unpaired: Unpaired, *, beta: Positive = 0.1) -> Tensor:
 
     $1-\sigma(\beta l)$ for desirable, $\sigma(\beta l)$ for undesirable completions: `apo_zero` without the pairs, or
     `kto` with $z_0=0$.
+
+    Watch: for answers that are better than the model's own; there is no unpaired `apo_down`.
 
     Args:
         beta: strength of the pull towards the reference.
