@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from steelyard.algorithms import catalogue, load
+from steelyard.algorithms.core import algorithms
 from steelyard.config import RunConfig
 from steelyard.errors import ConfigError, SteelyardError
 from steelyard.trainer.needs import check_needs
@@ -47,6 +51,15 @@ def file(path: Path, *rows: dict[str, Any]) -> dict[str, str]:
             r"'sign_rejected': expected 1 \(unsafe\) or -1",
         ),
         (
+            "odpo",
+            {**PAIR, "score_chosen": 0.2, "score_rejected": "0.5"},
+            r"rows.jsonl:1: algorithm 'odpo' needs 'score_chosen' above 'score_rejected' in every row, got 0.2 and 0.5",
+        ),
+        ("odpo", {**PAIR, "score_chosen": 1, "score_rejected": 1}, r"in every row, got 1 and 1$"),
+        ("odpo", PAIR, r"columns: prompt, chosen, rejected\.$"),  # `chosen` is near, but no number
+        ("cost_model", {**PAIR, "sign_chosn": 1}, r"columns: {sign_chosen: sign_chosn}"),
+        ("bco", {**PAIR, "density_ratio": "high"}, r"rows.jsonl:1: column 'density_ratio': expected a finite number"),
+        (
             "prm",
             PAIR,
             r"stepwise rows need prompt, completions, labels; 'completions' is missing.*reward models \(prm\)",
@@ -67,6 +80,9 @@ def test_rows_that_lack_what_is_needed(algorithm: str, row: dict[str, Any], mess
     [
         ("odpo", {**PAIR, "score_chosen": 1, "score_rejected": "0.5"}),
         ("cost_model", {**PAIR, "sign_chosen": -1, "sign_rejected": 1}),
+        ("bco", {**PAIR, "density_ratio": 2}),
+        ("bco", {**PAIR, "density_ratio": None}),
+        ("bco", PAIR),
         ("prm", {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}),
         ("prm", {"prompt": "p", "steps": ["a", "b"], "mistake_index": None}),
         ("orm", {"prompt": "p", "completion": "c", "label": True}),
@@ -79,6 +95,58 @@ def test_rows_that_lack_what_is_needed(algorithm: str, row: dict[str, Any], mess
 )
 def test_rows_that_offer_it(algorithm: str, row: dict[str, Any], tmp_path: Path) -> None:
     check_needs(config(algorithm, file(tmp_path / "rows.jsonl", row)))
+
+
+def test_an_optional_column_is_in_every_row_or_in_none(tmp_path: Path) -> None:
+    rows = file(tmp_path / "rows.jsonl", {**PAIR, "density_ratio": 2}, PAIR, {**PAIR, "density_ratio": None})
+    with pytest.raises(SteelyardError, match=r"rows.jsonl:2: column 'density_ratio': .* in every row or in none"):
+        check_needs(config("bco", rows))
+
+
+@pytest.fixture
+def weighted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Names a method like the given one that also declares a column ``weight``, as a plugin would."""
+    load()
+    monkeypatch.setattr(catalogue, "_plugins", {})
+
+    def make(like: str) -> str:
+        catalogue.add_plugin_entry("mine", replace(algorithms.get(like), columns=("weight",)).describe())
+        return "mine"
+
+    yield make
+
+
+@pytest.mark.parametrize(
+    ("like", "row"),
+    [
+        ("sft", {"prompt": "p", "completion": "c"}),
+        ("kd", {"prompt": "p", "completion": "c"}),
+        ("kto", {"prompt": "p", "completion": "c", "label": True}),
+        ("orm", PAIR),
+        ("prm", {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}),
+        ("dpo", PAIR),
+        ("rm", PAIR),
+        ("pl_dpo", {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2]}),
+    ],
+)
+def test_a_column_that_a_plugin_declares(
+    like: str, row: dict[str, Any], weighted: Callable[[str], str], tmp_path: Path
+) -> None:
+    name, teacher = weighted(like), {"teacher": "builtin:0.5m"} if like == "kd" else {}
+    check_needs(config(name, file(tmp_path / "good.jsonl", {**row, "weight": 0.5}), **teacher))
+    with pytest.raises(SteelyardError, match=r"lack.jsonl: algorithm 'mine' needs a finite number in .* 'weight'"):
+        check_needs(config(name, file(tmp_path / "lack.jsonl", row), **teacher))
+    rows = file(tmp_path / "bad.jsonl", {**row, "weight": 1}, {**row, "weight": "much"})
+    with pytest.raises(SteelyardError, match=r"bad.jsonl:2: column 'weight': expected a finite number, got 'much'"):
+        check_needs(config(name, rows, **teacher))
+
+
+def test_a_column_that_samples_or_gold_rows_do_not_have(weighted: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(SteelyardError, match=r"task 'arithmetic': algorithm 'mine' needs .* 'weight'"):
+        check_needs(config(weighted("sft"), {"task": "arithmetic"}))
+    data = {**file(tmp_path / "rows.jsonl", {**ANSWERED, "weight": 1}), "generate": GENERATE}
+    with pytest.raises(ConfigError, match=r"'weight' in every row, which preference pairs made from .*rows.jsonl"):
+        check_needs(config(weighted("kto"), data))
 
 
 def test_samples_of_a_file_need_prompts_and_answers(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from annotated_types import Ge, Gt, Interval, Lt
 from torch import Tensor
 
 from steelyard import registry as registry_module
-from steelyard.algorithms import catalogue, core, load, oxrl
+from steelyard.algorithms import catalogue, core, facts, load, oxrl
 from steelyard.algorithms.advantages import advantages
 from steelyard.algorithms.catalogue import describe, load_catalogue, resolve_hyperparameters
 from steelyard.algorithms.core import algorithm, algorithms, loss
+from steelyard.data.schemas import REQUIRED, SCHEMAS
 from steelyard.errors import ConfigError, SteelyardError, nearest, unknown
 from steelyard.registry import Registry
 from steelyard.types import Pairs, Tokens
@@ -157,6 +158,40 @@ def test_an_ill_formed_algorithm_is_refused_when_it_is_defined(fresh: Registry[A
     assert not len(fresh)
 
 
+def test_columns_are_declared_once_and_ordered_among_themselves(fresh: Registry[Any]) -> None:
+    def mine(pairs: Pairs) -> Tensor:
+        return pairs.chosen.logp
+
+    with pytest.raises(ConfigError, match="mine: the column 'a' is declared as needed and as optional"):
+        algorithm(paper="-", columns=("a",), optional_columns=("a",))(mine)
+    with pytest.raises(ConfigError, match="mine: `ordered` names 'b', which is not among its `columns`"):
+        algorithm(paper="-", columns=("a",), ordered=("a", "b"))(mine)
+    algorithm(paper="-", columns=("a", "b"), optional_columns=("c",), ordered=("a", "b"))(mine)
+    entry = fresh.get("mine").describe()
+    assert (entry["columns"], entry["optional_columns"], entry["ordered"]) == (["a", "b"], ["c"], ["a", "b"])
+    said = dict(facts.needs(entry))
+    assert said["columns"] == "a, b (a above b in every row)" and said["may carry"].startswith("c (")
+
+
+def test_the_order_and_the_optional_columns_of_the_catalogue() -> None:
+    known = load_catalogue()
+    assert {name for name, entry in known.items() if entry["ordered"]} == {"odpo"}
+    assert {name: entry["optional_columns"] for name, entry in known.items() if entry["optional_columns"]} == {
+        "bco": ["density_ratio"]
+    }
+
+
+def test_what_is_said_of_a_files_rows_is_what_is_checked() -> None:
+    assert {**SCHEMAS, "Rollouts": ()} == {**facts.FILE_ROWS, "Rollouts": ()}
+    for kind, columns in facts.ROW_COLUMNS.items():
+        assert set(REQUIRED[kind]) <= set(columns.replace(" or ", ", ").split(", "))
+    said = {name: facts.file_rows(entry) for name, entry in load_catalogue().items() if entry["data"] != "none"}
+    assert said["kto"].startswith("unpaired (prompt, completion, label) or preference (prompt, chosen, rejected)")
+    assert said["prm"].startswith("stepwise (") and said["grpo"] == "any with a prompt"
+    assert said["filtered_dpo"].startswith("preference (") and "answer to judge by" in said["filtered_dpo"]
+    assert "labelled completions" in dict(facts.needs(describe("kto")))["learns from"]
+
+
 def test_the_untrained_start_has_no_loss() -> None:
     assert algorithms.get("base").loss is None and not algorithms.get("base").online
     with pytest.raises(ConfigError, match="'base' has no loss"):
@@ -184,7 +219,7 @@ every_hyperparameter = pytest.mark.parametrize(
 def test_the_default_is_valid_and_is_the_functions_own(name: str, hp: str, entry: dict[str, Any]) -> None:
     assert resolve_hyperparameters(name, {}) == resolve_hyperparameters(name, {hp: entry["default"]})
     function = algorithms.get(name).loss
-    assert function is not None and function.__kwdefaults__[hp] == entry["default"]
+    assert function is not None and (function.__kwdefaults__ or {})[hp] == entry["default"]
 
 
 @every_hyperparameter

@@ -6,6 +6,7 @@ is covered without a line here.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,19 @@ from torch import Tensor
 from conftest import VOCABULARY, build_model, build_tokenizer, norm_in_double
 from steelyard.algorithms import load
 from steelyard.algorithms.core import AlgorithmSpec, algorithms, initial_state, loss
-from steelyard.config import ModelConfig
+from steelyard.algorithms.distillation import minillm_statistics
+from steelyard.config import ModelConfig, RunConfig
 from steelyard.data.packing import pack
+from steelyard.errors import DataError
 from steelyard.models.heads import keeps_lm_head, token_scores
 from steelyard.models.load import Policy, load_policy
 from steelyard.models.logprobs import token_distributions, token_logprobs
 from steelyard.trainer.forward import StepInput, embedding_noise, forward_view
 from steelyard.trainer.moving import MovingReference
+from steelyard.trainer.rows import training_rows
 from steelyard.trainer.sources import attach_now
 from steelyard.trainer.step import accumulate
-from steelyard.types import Group, Pairs
+from steelyard.types import Distill, Group, Pairs
 
 load()
 NAMES = [
@@ -255,6 +259,107 @@ def test_lists_labels_and_columns_reach_the_view(directory: Path) -> None:
     trained = np.concatenate([m for g in batch.groups for m in g.masks])
     kept = torch.from_numpy(~np.isnan(labels[trained]))
     torch.testing.assert_close(view.scores[view.mask], flat_scores[kept])
+
+
+BY_FAMILY = ("sft", "dpo", "apo_zero_unpaired", "kto", "pl_dpo", "rm", "rm_listwise", "orm", "prm", "kd", "grpo")
+
+
+@pytest.mark.parametrize("like", BY_FAMILY)
+def test_a_declared_column_reaches_the_view_of_every_family(like: str, directory: Path) -> None:
+    spec = replace(algorithms.get(like), columns=("weight",), optional_columns=("known", "unknown"))
+    policy = policy_for(spec, directory)
+    lm = policy_for(replace(spec, head="lm"), directory)
+    groups = [
+        g.replace(
+            columns={"weight": i + 0.5, "known": str(i), "unknown": None},
+            completion_columns={k: v for k, v in g.completion_columns.items() if k != "weight"},
+        )
+        for i, g in enumerate(groups_for(spec))
+    ]
+    (batch,) = pack(attach_now(lm, groups, 10_000) if spec.reference != "none" else groups, 10_000)
+    inputs = step_input(spec, policy, lm, 10_000)
+    view = forward_view(inputs, batch)
+    lists = spec.family in ("Pairs", "Scores", "Ranked")
+    order = [int(g.key.removeprefix("row:")) for g in batch.groups]
+    expected = [i for i, g in zip(order, batch.groups, strict=True) for _ in range(1 if lists else sum(g.trained))]
+    assert len(expected) == view.items
+    assert view.column("weight").tolist() == [i + 0.5 for i in expected]
+    assert view.column("known").tolist() == expected and "unknown" not in view.columns
+    for change, message in (
+        ({"known": 1}, r"group row:2: the column 'weight' is missing"),
+        ({"weight": 1}, r"group row:2: the column 'known' is missing"),
+        ({"weight": "much", "known": 1}, r"group row:2: column 'weight': expected a number, got 'much'"),
+    ):
+        broken = [g.replace(columns=change) if g.key == "row:2" else g for g in batch.groups]
+        (batch_of_broken,) = pack(broken, 10_000)
+        with pytest.raises(DataError, match=message):
+            forward_view(inputs, batch_of_broken)
+
+
+def test_a_completion_may_have_a_number_of_its_own(directory: Path) -> None:
+    spec = replace(algorithms.get("apo_zero_unpaired"), columns=("weight",))
+    policy = policy_for(spec, directory)
+    (batch,) = pack(attach_now(policy, groups_for(spec), 10_000), 10_000)  # `weight` of groups and of completions
+    view = forward_view(step_input(spec, policy, None, 10_000), batch)
+    own = np.concatenate([g.completion_columns["weight"] for g in batch.groups])
+    assert view.column("weight").tolist() == own.tolist()
+
+
+ANSWER = {"prompt": "1 + 1", "completion": " 2"}
+
+
+@pytest.mark.parametrize(
+    ("like", "row"),
+    [
+        ("sft", ANSWER),
+        ("kd", ANSWER),
+        ("bco", {**ANSWER, "label": True}),
+        ("orm", {**ANSWER, "label": 0}),
+    ],
+)
+def test_columns_of_a_file_become_columns_of_groups(like: str, row: dict[str, Any], tmp_path: Path) -> None:
+    spec = replace(algorithms.get(like), columns=("weight",), optional_columns=("density_ratio",))
+    rows = [{**row, "weight": "0.5", "density_ratio": 2}, {**row, "weight": 1, "density_ratio": 3}]
+
+    def groups_of(*lines: dict[str, Any]) -> list[Group]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        cfg = RunConfig.model_validate({"algorithm": like, "data": {"path": str(path)}})
+        return training_rows(cfg, spec, build_tokenizer(), None).groups
+
+    assert [(g.columns["weight"], g.columns["density_ratio"]) for g in groups_of(*rows)] == [(0.5, 2.0), (1.0, 3.0)]
+    with pytest.raises(DataError, match=r"rows.jsonl:2: column 'weight': expected a finite number, got nothing"):
+        groups_of(rows[0], row)
+    with pytest.raises(DataError, match=r"rows.jsonl:2: column 'density_ratio': .* in every row or in none"):
+        groups_of(rows[0], {**row, "weight": 1})
+
+
+def test_a_loss_that_cannot_use_its_rows_names_them(directory: Path) -> None:
+    spec = algorithms.get("odpo")
+    policy = policy_for(spec, directory)
+    groups = [g.replace(columns={"score_chosen": 0.0, "score_rejected": 1.0}) for g in groups_for(spec, n=2)]
+    with pytest.raises(DataError, match="odpo: .* among rows row:0, row:1"):
+        accumulate(step_input(spec, policy, None, 10_000), attach_now(policy, groups, 10_000))
+
+
+@pytest.mark.parametrize("budget", [40, 100_000])
+def test_statistics_of_a_step_are_made_without_distributions(budget: int, directory: Path) -> None:
+    seen: list[Distill] = []
+
+    def spy(distill: Distill) -> dict[str, Tensor]:
+        seen.append(distill)
+        return minillm_statistics(distill)
+
+    spec = replace(algorithms.get("minillm"), coupled=spy)
+    policy, other = (moved(policy_for(spec, directory), seed) for seed in (1, 2))
+    groups = groups_for(spec)
+    assert (len(pack(groups, budget)) > 1) == (budget == 40)
+    accumulate(step_input(spec, policy, other, budget), groups)
+    (view,) = seen
+    assert view.student.shape == view.teacher.shape == (*view.mask.shape, 0)
+    assert view.items == sum(g.k for g in groups) and not view.logp.requires_grad
+    with pytest.raises(DataError, match="coupled functions see the values of tokens only"):
+        view.at()
 
 
 def test_a_moving_reference_follows(directory: Path) -> None:
