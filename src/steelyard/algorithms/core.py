@@ -422,7 +422,18 @@ def reduce_term(term: Tensor, view: Any, mode: Reduce, counts: Counts) -> Tensor
 
 
 def reduce_terms(terms: Terms, view: Any, mode: Reduce, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss share of this micro-batch and, when the algorithm names several terms, each one's share."""
+    """The loss share of this micro-batch and, when the algorithm names several terms, each one's share.
+
+    Raises:
+        DataError: a term is neither ``[b]`` nor ``[b, t]``, for instance because the loss averages by itself.
+    """
+    for name, term in terms.items() if isinstance(terms, dict) else [("loss", terms)]:
+        mask = view.token_mask_or_none
+        if tuple(term.shape) not in ((view.items,), None if mask is None else tuple(mask.shape)):
+            raise DataError(
+                f"the term '{name}' has the shape {list(term.shape)} for {view.items} items: a loss returns one value "
+                "per item, or per token, and leaves averaging to the trainer"
+            )
     if isinstance(terms, Tensor):
         return reduce_term(terms, view, mode, counts), {}
     parts = {name: reduce_term(term, view, mode, counts) for name, term in terms.items()}
