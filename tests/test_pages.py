@@ -166,7 +166,8 @@ def test_a_study_over_profiles_with_oxrls_names() -> None:
     study = expand(plain, where="x.yaml", folder=Path("."))
     found = {(c.labels["algorithm"], c.labels["profile"]): c.config.algorithm.hyperparameters for c in study.cells}
     assert found["dpop", "oxrl"] == {"beta": 0.1, "lam": 5.0} and found["dpop", "paper"] == {"beta": 0.3, "lam": 50.0}
-    assert found["simpo", "oxrl"] == {"beta": 0.1, "gamma": 0.5} and found["dpo", "oxrl"] == {"beta": 0.1}
+    assert found["simpo", "oxrl"] == {"beta": 0.1, "gamma": 0.5, "label_smoothing": 0.0}
+    assert found["dpo", "oxrl"] == {"beta": 0.1}
     assert study.baseline == {"algorithm": "dpo"} and all(c.config.algorithm.name in algorithms for c in study.cells)
     assert [note.split("'")[1] for note in study.notes] == ["DPO", "DPOP"]
     with pytest.raises(ConfigError, match="profile.*unknown value 'oxr'.*Did you mean 'oxrl'"):
