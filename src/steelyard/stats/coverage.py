@@ -41,7 +41,7 @@ SIMULATED: dict[str, dict[int, float]] = {
     "risk-difference": {0: 0.946},
     "paired-risk-difference": {0: 0.946},
     "paired-odds-ratio": {0: 0.961},
-    "stratified": {3: 0.833, 5: 0.876, 10: 0.918, 20: 0.933},
+    "stratified": {3: 0.823, 5: 0.89, 10: 0.92, 20: 0.938},
 }
 # end generated
 
