@@ -137,10 +137,10 @@ def report() -> tuple[str, dict[str, dict[int, float]]]:
     )
     text = "\n\n".join(
         [
-            f"Per cent of {coverage.STUDIES:,} simulated studies per cell (8,000 for g, delta and the stratified bootstrap, "
-            "2,000 for effect sizes over items), worst to best of four populations x 200, 500 and 2,000 binary items; the "
-            "standard error of one cell is 0.2 to 0.5 points, so the worst of twelve lies about 0.7 below its own truth. "
-            "A study in which nothing varies gets no interval and is left out.",
+            f"Per cent of {coverage.STUDIES:,} simulated studies per cell (8,000 for g, delta and the stratified "
+            "bootstrap, 2,000 for effect sizes over items), worst to best of four populations x 200, 500 and 2,000 "
+            "binary items; the standard error of one cell is 0.2 to 0.5 points, so the worst of twelve lies about 0.7 "
+            "below its own truth. A study in which nothing varies gets no interval and is left out.",
             coverage_table(found),
             "The populations: mean and variance components of right and wrong answers.",
             populations,
