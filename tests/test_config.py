@@ -264,6 +264,9 @@ def test_the_resolved_dump_is_plain_yaml(recipe: Path) -> None:
     assert plain["schema"] == 1 and plain["algorithm"] == {"name": "dpo", "beta": 0.2} and plain["lora"] is None
 
 
+PROFILE = {"data": {"path": "x.jsonl"}, "profile": "oxrl"}
+
+
 def test_oxrls_names_and_profile(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("algorithm: {name: CPO-SimPO, beta: 3.0}\ndata: {path: x.jsonl}\n", encoding="utf-8")
@@ -276,6 +279,11 @@ def test_oxrls_names_and_profile(tmp_path: Path) -> None:
     assert shared.algorithm.hyperparameters == {"beta": 0.1, "lam": 5.0} and shared.profile == "oxrl"
     given = load_run_config(path, ["algorithm.name=dpop", "algorithm.lam=9", "profile=oxrl"], notice=notes.append)
     assert given.algorithm.hyperparameters == {"beta": 0.1, "lam": 9.0}
-    assert load_run_config(shared.model_dump(mode="json")) == shared
+    assert notes[-1] == "note: `dpop`: profile oxrl sets lam 5.0; the recipe gives lam 9.0, which wins"
+    said = len(notes)
+    assert load_run_config(shared.model_dump(mode="json"), notice=notes.append) == shared and len(notes) == said
+    load_run_config({"algorithm": {"name": "simpo", "beta": 2.0, "gamma": 1.0}, **PROFILE}, notice=notes.append)
+    ours, theirs = "the recipe gives beta 2.0, gamma 1.0, which win", "profile oxrl sets beta 0.1 and gamma 0.5"
+    assert notes[said:] == [f"note: `simpo`: {theirs}; {ours}"]
     with pytest.raises(ConfigError, match="--profile: unknown value 'oxlr'.* Did you mean 'oxrl'"):
         load_run_config(path, ["profile=oxlr"])

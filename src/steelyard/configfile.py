@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 from steelyard.algorithms import oxrl
 from steelyard.algorithms.catalogue import describe, key_of, load_catalogue
 from steelyard.config import RewardConfig, RunConfig
+from steelyard.elsewhere import ELSEWHERE
 from steelyard.errors import ConfigError, SteelyardError, nearest, unknown
 
 S = typing.TypeVar("S", bound=BaseModel)
@@ -33,43 +34,6 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 SHORT = {"algorithm": "name", "model": "name_or_path"}
 """Sections that may be given as one string: ``algorithm: dpo``, ``model: builtin:0.1m``."""
-
-ELSEWHERE = {
-    "alg_name": "algorithm.name",
-    "algo": "algorithm.name",
-    "loss_type": "algorithm.name",
-    "model_name_or_path": "model.name_or_path",
-    "base_model": "model.name_or_path",
-    "torch_dtype": "model.dtype",
-    "attn_implementation": "model.attn",
-    "dataset": "data.path",
-    "dataset_name": "data.path",
-    "train_path": "data.path",
-    "eval_dataset": "eval.preference_path",
-    "cutoff_len": "data.max_length",
-    "max_seq_length": "data.max_length",
-    "sequence_len": "data.max_length",
-    "n_samples": "rollout.num_generations",
-    "max_new_tokens": "rollout.max_completion_length",
-    "lr": "optim.learning_rate",
-    "max_grad": "optim.max_grad_norm",
-    "warmup_steps": "optim.warmup_ratio",
-    "batch_size": "train.prompts_per_step",
-    "per_device_train_batch_size": "train.prompts_per_step",
-    "train_batch_size": "train.prompts_per_step",
-    "micro_batch_size": "train.tokens_per_microbatch",
-    "gradient_accumulation_steps": "train.tokens_per_microbatch",
-    "epochs": "train.num_train_epochs",
-    "num_epochs": "train.num_train_epochs",
-    "steps": "train.max_steps",
-    "reward_funcs": "rewards",
-    "lora_r": "lora.r",
-    "lora_target_modules": "lora.target_modules",
-    "use_peft": "lora",
-    "data_seed": "seed",
-    "num_threads": "threads",
-}
-"""What other trainers call our keys; used to suggest, never applied."""
 
 _PATHS = (
     "data.path",
@@ -211,7 +175,8 @@ def load_run_config(
         overrides: dotted keys with values, as strings ``key=value`` or as a mapping; kebab-case is understood.
         where: what messages call a mapping (files are called by their path).
         folder: what relative paths of a mapping start from; default: they are left as they are.
-        notice: told what a user should know (dropped hyperparameters); default: a line on stderr.
+        notice: told what a user should know (dropped hyperparameters, a profile that fills nothing); default: a line
+            on stderr.
 
     Raises:
         ConfigError: unknown key, wrong type, broken bound, contradiction; one line per problem.
@@ -245,9 +210,12 @@ def load_run_config(
     if isinstance(section, dict) and isinstance(name := section.get("name"), str):
         values["algorithm"] = oxrl.fill_from_profile(section, values.get("profile"), name)
     try:
-        return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+        config = RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(_worded(error.errors(include_url=False), lines))) from None
+    if said := oxrl.profile_note(config.profile, config.algorithm.name, config.algorithm.hyperparameters):
+        notice(f"note: {said}")
+    return config
 
 
 def validate_section(section: type[S], values: Mapping[str, Any], name: str) -> S:

@@ -164,3 +164,18 @@ the papers': what oxRL computes differently is in the remarks above."""
 def fill_from_profile(section: Mapping[str, Any], profile: Any, key: str) -> dict[str, Any]:
     """An ``algorithm`` section with the profile's values where it gives none; an unknown profile fills nothing."""
     return {**PROFILES.get(str(profile), {}).get(key, {}), **section}
+
+
+def profile_note(profile: str, key: str, hyperparameters: Mapping[str, Any]) -> str:
+    """One sentence for the user where a recipe's own values win over the profile's; "" where none does.
+
+    Args:
+        hyperparameters: all of the algorithm's, resolved: what differs from the profile was given.
+    """
+    theirs = PROFILES.get(profile, {}).get(key, {})
+    kept = {name: value for name, value in theirs.items() if hyperparameters[name] != value}
+    if not kept:
+        return ""
+    sets = " and ".join(f"{name} {value}" for name, value in kept.items())
+    gives = ", ".join(f"{name} {hyperparameters[name]}" for name in kept)
+    return f"`{key}`: profile {profile} sets {sets}; the recipe gives {gives}, which win{'s' * (len(kept) == 1)}"

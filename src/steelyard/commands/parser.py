@@ -92,7 +92,8 @@ class Arguments:
 
 def _is_config(key: str) -> bool:
     """Whether the loader has a better suggestion for ``key`` than the nearest flag."""
-    from steelyard.configfile import ELSEWHERE, keys
+    from steelyard.configfile import keys
+    from steelyard.elsewhere import ELSEWHERE
 
     return key in ELSEWHERE or any(known.rpartition(".")[2] == key for known in keys())
 

@@ -212,7 +212,7 @@ def expand(plain: Mapping[str, Any], *, where: str, folder: Path) -> Study:
         baseline=_baseline(plain.get("baseline"), cells, where),
         cells=cells,
         selection=selection,
-        notes=(*_aliases(axes), *(selection.differing_settings(cells) if selection else ())),
+        notes=(*_aliases(axes), *_profiles(cells), *(selection.differing_settings(cells) if selection else ())),
     )
 
 
@@ -294,6 +294,13 @@ def _aliases(axes: Mapping[str, list[Any]]) -> list[str]:
     entries = axes.get("algorithm", [])
     names = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries]
     return [oxrl.note(name, key) for name in dict.fromkeys(map(str, names)) if (key := key_of(name)) != name]
+
+
+def _profiles(cells: tuple[Cell, ...]) -> list[str]:
+    """A note for every algorithm whose own values win over those of the study's profile."""
+    configs = [cell.config for cell in cells]
+    notes = [oxrl.profile_note(c.profile, c.algorithm.name, c.algorithm.hyperparameters) for c in configs]
+    return [note for note in dict.fromkeys(notes) if note]
 
 
 def _models(axes: Mapping[str, list[Any]], base: Mapping[str, Any], where: str) -> list[Entry]:
@@ -380,7 +387,8 @@ def _changed(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 def _cell(labels: Labels, plain: dict[str, Any], where: str, folder: Path) -> Cell:
     title = ", ".join(f"{key}={value}" for key, value in labels.items())
     try:
-        return Cell(labels, load_run_config(plain, where=where, folder=folder))
+        # What there is to note is said once for the whole study, not cell by cell.
+        return Cell(labels, load_run_config(plain, where=where, folder=folder, notice=lambda _: None))
     except SteelyardError as error:
         raise type(error)(f"{error} (cell {title})") from error
 
