@@ -189,6 +189,8 @@ def test_steps_that_cannot_be_labelled(chat: PreTrainedTokenizerFast, plain: Pre
     assert report.labels == {True: 1, False: 1}
     with pytest.raises(DataError, match=r"cannot be told apart.*2 steps, but 1 can be told apart"):
         Renderer(plain).render([row], "StepLabels")  # it has no token for a line break
+    with pytest.raises(DataError, match=r"no line break; end each step with a full stop that stands alone \(`.* \.`\)"):
+        Renderer(plain).render([row], "StepLabels")
     cut = Renderer(chat, max_length=12, overlong="truncate", max_dropped=1.0).render([row, row], "StepLabels")
     (column,) = cut.groups[0].token_columns["step_label"]
     assert len(column) == len(cut.groups[0].completions[0]) == 3 and column[2] == 1.0

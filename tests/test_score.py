@@ -356,3 +356,13 @@ def test_rows_that_cannot_be_scored(
 def test_an_unknown_way_of_joining_steps(capsys: Any) -> None:
     assert main(["score", "rm", "rows.jsonl", "--aggregate", "prod"]) == 2
     assert "Did you mean 'product'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("head", ["score", "token_labels"])
+def test_an_empty_completion_has_a_score_too(head: str, tmp_path: Path, capsys: Any) -> None:
+    place = saved(head, arithmetic_model(tmp_path / "base"), tmp_path / "rm", RewardFacts("rm", head))  # type: ignore[arg-type]
+    rows = tmp_path / "rows.jsonl"
+    forms = [{"completion": ""}, {"completions": ["", "#### 1"]}, {"completion": "", "steps": ["1 .", "#### 1"]}]
+    rows.write_text("".join(json.dumps({"prompt": "how many ?", **form}) + "\n" for form in forms))
+    assert main(["score", str(place), str(rows)]) == 0
+    assert capsys.readouterr().out.count("#### 1") == 2

@@ -151,7 +151,10 @@ def _lines(row: Mapping[str, Any]) -> list[tuple[float, Any]]:
         return [(row[f"score_{side}"], row[side]) for side in SIDES]
     if "scores" in row:
         return list(zip(row["scores"], row["completions"], strict=True))
-    return [(row["score"], row.get("completion") or row.get("steps") or row.get("completions"))]
+    steps = next(
+        (row[name] for name in ("steps", "completions") if isinstance(row.get(name), list) and row[name]), None
+    )
+    return [(row["score"], row["completion"] if steps is None else steps)]
 
 
 def _short(text: Any) -> Any:

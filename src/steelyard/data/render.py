@@ -21,7 +21,7 @@ from steelyard.data.numbers import as_number, check_numbers, check_optional_numb
 from steelyard.data.rows import Table
 from steelyard.data.schemas import Family, as_label, schema_for, step_labels
 from steelyard.data.sides import Dropped, Side, sides_of, steps_of, template_options
-from steelyard.data.steps import step_ends
+from steelyard.data.steps import NO_LINE_BREAK, SEPARATOR, step_ends
 from steelyard.errors import DataError
 from steelyard.types import Group
 
@@ -192,7 +192,7 @@ _REASONS = {
     "truncated_to_nothing": "nothing trained is left of a completion after the cut at max_length",
     "identical_after_truncation": "chosen and rejected are the same up to max_length",
     "equal_scores": "all completions of a list have the same score: nothing is ranked",
-    "steps_lost": "the steps of an answer cannot be told apart in its tokens (a tokenizer without a line break?)",
+    "steps_lost": "the steps of an answer cannot be told apart in its tokens",
     "empty_step": "a step is empty, so that its label has no place",
     "no_step_label": "no step has a label",
 }
@@ -346,6 +346,8 @@ class Renderer:
         ends = step_ends(ids.tolist(), self.codec.decode_each, count=len(given))
         if len(ends) != len(given):
             detail = f"{len(given)} steps, but {len(ends)} can be told apart in its tokens"
+            if SEPARATOR not in self.codec.decode(ids.tolist()):
+                detail += f": {NO_LINE_BREAK}"
             raise Dropped("steps_lost", detail)
         labels = np.full(len(ids), np.nan, np.float32)
         labels[ends] = given

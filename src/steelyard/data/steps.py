@@ -14,6 +14,12 @@ SEPARATOR = "\n"
 
 _STOP = "."
 
+NO_LINE_BREAK = (
+    f"this tokenizer has no line break; end each step with a full stop that stands alone (`5 + 3 = 8 {_STOP}`), and "
+    "let none stand alone inside a step"
+)
+"""What to do where :func:`step_ends` cannot tell steps apart because the tokens of an answer hold no line break."""
+
 
 def join_steps(steps: Sequence[str]) -> str:
     """A list of steps as one text; line breaks inside a step become spaces."""
