@@ -35,7 +35,22 @@ QUALITY = "quality.json"
 
 
 def reward_facts(cfg: RunConfig, spec: AlgorithmSpec) -> RewardFacts | None:
-    """What the outputs of a run's model mean, if it trains (or, with ``base``, measures) a reward model."""
+    """What the outputs of a run's model mean, if it trains (or, with ``base``, measures) a reward model.
+
+    Raises:
+        ConfigError: the recipe asks of it what only a policy, or only a reward model, can do.
+    """
+    facts = _facts(cfg, spec)
+    if facts is None and cfg.eval.quality_path is not None:
+        who = cfg.model.name_or_path if spec.loss is None else f"what '{spec.key}' trains"
+        raise ConfigError(
+            f"eval.quality_path (--quality): {who} is a policy, which has no scores to report on. Measure it on pairs "
+            "by its log-probabilities: eval.preference_path (--preferences FILE); or on tasks: eval.tasks (--tasks A,B)"
+        )
+    return facts
+
+
+def _facts(cfg: RunConfig, spec: AlgorithmSpec) -> RewardFacts | None:
     if spec.loss is not None:
         named = cfg.sft is None and cfg.model.init == "pretrained"
         return facts_of(spec, cfg.algorithm.hyperparameters, cfg.model.name_or_path if named else None)
