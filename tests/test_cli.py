@@ -229,6 +229,38 @@ def test_a_place_that_is_no_directory(capsys: Capture) -> None:
         assert fails(capsys, *verb, "nowhere") == "nowhere: no such directory"
 
 
+def test_an_interrupted_training_says_where_the_same_command_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    from steelyard.trainer import loop, run
+
+    whole, one = loop.Loop._one, ["train", "small.yaml", "--out", "run", "--cache", "cache"]
+
+    def interrupted(self: Any) -> Any:
+        if self.step == 1:
+            raise KeyboardInterrupt
+        return whole(self)
+
+    monkeypatch.setattr(loop.Loop, "_one", interrupted)
+    assert main([*one, "--restart"]) == 130
+    said = capsys.readouterr().err
+    assert "starts the training again, as there is no checkpoint (train.save_steps is not set): steelyard train" in said
+    assert "--restart" not in said
+    other = [*one[:2], "--out", "saved", "--cache", "cache", "--train.save_steps", "1"]
+    assert main(other) == 130
+    assert "interrupted; the same command continues from step 1: steelyard train small.yaml" in capsys.readouterr().err
+    monkeypatch.setattr(loop.Loop, "_one", whole)
+    assert main(other) == 0 and "continues from step 1 of 2" in capsys.readouterr().err
+    assert run.RunDir.open("saved").facts()["steps"] == 2
+
+
+def test_a_policy_has_no_quality_report(capsys: Capture) -> None:
+    write_rows([{"prompt": "a", "chosen": "b", "rejected": "c"}], "pairs.jsonl")
+    said = fails(capsys, "eval", "builtin:0.1m", "--quality", "pairs.jsonl", "--out", "quality")
+    assert "builtin:0.1m is a policy, which has no scores" in said and "--preferences FILE" in said
+    assert not Path("quality").exists()
+
+
 def test_sigterm_stops_a_command_like_ctrl_c() -> None:
     program = (
         "import os, signal, sys\n"

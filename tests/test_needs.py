@@ -237,3 +237,13 @@ def test_planning_loads_no_tensor_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "'score_chosen'" in done.stdout and done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("task", [True, False], ids=["task", "file"])
+@pytest.mark.parametrize("key", sorted(k for k, entry in catalogue.load_catalogue().items() if entry["teacher"]))
+def test_a_teacher_is_among_what_a_method_was_given(key: str, task: bool) -> None:
+    from steelyard.trainer.run import _given
+
+    data = {"task": "arithmetic"} if task else {"path": "rows.jsonl"}
+    given = _given(config(key, {**data, "generate": GENERATE}, teacher="builtin:0.5m"), algorithms.get(key))
+    assert sum("teacher" in words for words in given) == 1, given

@@ -26,6 +26,7 @@ from steelyard.trainer.needs import check_needs
 from steelyard.trainer.rounds import StepRows
 from steelyard.trainer.rows import read_group, write_groups
 from steelyard.trainer.run import execute
+from steelyard.trainer.writing import Writers
 from test_rounds import Stop, config, facts, judged, logprobs, rng, same, tokens, weights
 
 load_algorithms()
@@ -134,6 +135,58 @@ def test_methods_that_need_scores_say_so(algorithm: str, cache: Path, tmp_path: 
     message = rf"(round|step) 1.*'{algorithm}' needs scores, and no completion of \d+ prompts.*none of \d+ completions"
     with pytest.raises(DataError, match=message):
         execute(short(algorithm, data), tmp_path / "run", cache=cache)
+
+
+def only_gold(group: Any) -> Any:
+    """The group as if all its completions had said what the first, its own, says."""
+    unknown = (np.full(len(group.completions[0]), NAN, np.float32),) * group.k
+    same_text = {"completions": group.completions[:1] * group.k, "masks": group.masks[:1] * group.k}
+    return group.replace(**same_text, token_columns={"behaviour": unknown})
+
+
+def gold_from(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """From round ``first`` (counted from 0) on, every sample of a score-free method is the row's own completion."""
+    real = Writers.sample
+
+    def sample(self: Writers, rows: Any, policy: Any, *, number: int, version: int) -> Any:
+        groups, found = real(self, rows, policy, number=number, version=version)
+        if number < first:
+            return groups, found
+        return [only_gold(group) for group in groups], found
+
+    monkeypatch.setattr(Writers, "sample", sample)
+
+
+def test_self_play_ends_when_every_sample_is_gold(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -> None:
+    cfg = config("spin", {"rounds": 3}, train__save_steps=1)
+    gold_from(monkeypatch, 2)
+    run = execute(cfg, tmp_path / "straight", cache=cache)
+    found = run.facts()
+    why = "round 3 of 3 gave no rows (no sample differs from its row's own completion)"
+    assert found["ended_early"] == f"{why}: training ended after step 4 of 6" and found["steps"] == 4
+    assert (run.path / "model").is_dir() and "ended_early" not in run.path.joinpath("metrics.jsonl").read_text()
+    assert read_jsonl(run.path / "rounds" / "round-3" / "rows.jsonl") == []
+    RunDir.open(run.path).verify()
+
+    def crash(event: dict[str, Any]) -> None:
+        if event["phase"] == "evaluate":  # the last checkpoint is that of the last step
+            raise Stop
+
+    with pytest.raises(Stop):
+        execute(cfg, tmp_path / "broken", cache=cache, progress=crash)
+    again = execute(cfg, tmp_path / "broken", cache=cache)
+    assert same(weights(run.path), weights(again.path)) and facts(run.path) == facts(again.path)
+    same_facts = ("ended_early", "steps", "weights_sha256")
+    assert all(found[name] == again.facts()[name] for name in same_facts)
+    assert found["cost"]["generated_tokens"] == again.facts()["cost"]["generated_tokens"]
+
+
+def test_self_play_on_what_the_model_knows_by_heart_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
+) -> None:
+    gold_from(monkeypatch, 0)
+    with pytest.raises(RunError, match=r"round 1 of 2.*'spin' found nothing.*no sample differs.*does not know yet"):
+        execute(config("spin", {"rounds": 2}), tmp_path / "run", cache=cache)
 
 
 def test_rft_refuses_rows_that_nobody_sampled(tmp_path: Path) -> None:

@@ -99,8 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if program:  # a second Ctrl-C must not break the leaving
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        again = shlex.join(["steelyard", *words])
-        print(f"\nsteelyard: interrupted; to continue, give the same command again: {again}", file=sys.stderr)
+        again = shlex.join(["steelyard", *(word for word in words if word != "--restart")])
+        known = getattr(error, "__notes__", [])  # a verb that knows how far it came says what the command will do
+        what = known[0] if known else "to continue, give the same command again"
+        print(f"\nsteelyard: interrupted; {what}: {again}", file=sys.stderr)
         return TERMINATED if isinstance(error, _Terminated) else INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`| head`); point stdout elsewhere so that closing it at exit does not complain.

@@ -139,9 +139,17 @@ def run_and_report(
             if not announced and (out / "run.json").is_file():  # not before there is something to look at
                 announced = True
                 console.print(f"run directory: {out}", highlight=False, markup=False, soft_wrap=True)
-            progress.update(row)
+            if row["phase"] == "resume":
+                where = f"continues from step {row['step']} of {row['total']}"
+                console.print(where, highlight=False, markup=False, soft_wrap=True)
+            else:
+                progress.update(row)
 
-        run = execute(config, out, cache=cache, progress=update, resume=not restart, plugins=tuple(plugins))
+        try:
+            run = execute(config, out, cache=cache, progress=update, resume=not restart, plugins=tuple(plugins))
+        except KeyboardInterrupt as error:
+            error.add_note(_going_on(config, out))
+            raise
     facts = run.facts()
     if json:
         print(as_json(facts))
@@ -154,9 +162,25 @@ def run_and_report(
     return 0
 
 
+def _going_on(config: Any, out: Path) -> str:
+    """What the same command will do after an interruption."""
+    from steelyard.trainer.state import checkpoints
+
+    if config.algorithm.name == "base":  # nothing is trained
+        return "the same command starts again"
+    if saved := checkpoints(out):
+        return f"the same command continues from step {saved[-1][0]}"
+    every = config.train.save_steps
+    why = f"no checkpoint yet (train.save_steps: {every})" if every else "no checkpoint (train.save_steps is not set)"
+    return f"the same command starts the training again, as there is {why}"
+
+
 def _remarks(facts: Mapping[str, Any]) -> list[str]:
-    """What a user must know about a finished run: rows that were lost, and a model that could not be packed."""
+    """What a user must know about a finished run: rows that were lost, an early end, a model that could not be
+    packed."""
     remarks = list((facts.get("rows") or {}).get("problems", []))
+    if facts.get("ended_early"):
+        remarks.append(facts["ended_early"])
     if facts.get("why_not_packed"):
         remarks.append(f"batches were padded, not packed: {facts['why_not_packed']}")
     return remarks

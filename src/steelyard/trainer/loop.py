@@ -36,6 +36,10 @@ class Loop:
         source: where the groups of a step come from.
         other: the frozen model beside the policy: a teacher, or a reference that is needed live.
         phase: a word for progress reports (``train``, ``sft``).
+
+    Attributes:
+        total: optimizer steps; of a training that ended early, those that it took.
+        ended: why it ended early; "" if it did not.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Loop:
         self.moving: MovingReference | None = getattr(source, "moving", None)
         self.total = source.total_steps
         self.step = 0
+        self.ended = ""
         self.tokens = 0
         self.seconds = 0.0
         if cfg.train.gradient_checkpointing:
@@ -79,16 +84,24 @@ class Loop:
         self.policy.model.train()
         while self.step < self.total:
             try:
-                yield self._one()
+                row = self._one()
+                if row is None:
+                    self.total = self.step
+                    return
+                yield row
             except NumericalError as error:
                 raise NumericalError(f"step {self.step + 1} of {self.total}: {error}") from error
 
-    def _one(self) -> dict[str, float]:
+    def _one(self) -> dict[str, float] | None:
+        """A step; None where the source has nothing more to train on."""
         started = time.perf_counter()
         # Dropout and anything else that draws from the global generator: a function of (seed, step).
         torch.manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
         if isinstance(self.source, Prepared):
-            self.source.prepare(self)
+            self.ended = self.source.prepare(self)
+        if self.ended:
+            self.seconds += time.perf_counter() - started
+            return None
         groups, found = self.source.groups(self.step, self.policy)
         self.policy.model.train()
         over = self.step / max(1, self.total - 1)

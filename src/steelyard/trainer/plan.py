@@ -58,12 +58,17 @@ def given_of(entry: Mapping[str, Any], *, task: bool = True) -> list[str]:
     """What a method with this catalogue entry was given, in words: on a task, or (in rounds) on a file's rows."""
     rounds = entry["rounds"]
     if rounds is None:
-        return list(GIVEN[entry["data"]])
+        return [*GIVEN[entry["data"]], *with_teacher(entry)]
     if rounds["base"] == "pairs":
-        return [*(GIVEN["pairs"] if task else ["preference pairs", "verifier"]), "online samples"]
+        return [*(GIVEN["pairs"] if task else ["preference pairs", "verifier"]), "online samples", *with_teacher(entry)]
     writers = ["prompts", *(_WRITERS.get(name, "online samples") for name in rounds["samplers"])]
-    teacher = entry["teacher"] and "teacher" not in rounds["samplers"]
-    return list(dict.fromkeys(writers)) + ["verifier"] * rounds["judged"] + ["teacher"] * teacher
+    teacher = [] if "teacher" in rounds["samplers"] else with_teacher(entry)
+    return list(dict.fromkeys(writers)) + ["verifier"] * rounds["judged"] + teacher
+
+
+def with_teacher(entry: Mapping[str, Any]) -> list[str]:
+    """What a method was given besides its rows: a teacher, if it has one."""
+    return ["teacher"] if entry["teacher"] else []
 
 
 @dataclass(frozen=True)

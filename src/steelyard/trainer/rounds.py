@@ -187,16 +187,27 @@ class RoundSource:
         span = self.span(step)
         return (step - span.first, span.length) if self.rounds.restart else (step, self.total_steps)
 
-    def prepare(self, loop: Loop) -> None:
-        """Enter the round of the loop's next step; where rounds restart, put the start's weights back."""
+    def prepare(self, loop: Loop) -> str:
+        """Enter the round of the loop's next step; where rounds restart, put the start's weights back.
+
+        Returns:
+            "", or why training ends here: methods without scores end with the first round, after round 1, that has
+            no rows.
+        """
         span = self.span(loop.step)
         self._enter(span, loop.step, loop.policy)
+        if not self._rows:
+            return (
+                f"round {span.index + 1} of {self.count} gave no rows ({self._why_none()}): training ended after step "
+                f"{loop.step} of {self.total_steps}"
+            )
         if self.rounds.restart and loop.step == span.first and span.index:
             with torch.no_grad():
                 for name, parameter in loop.policy.model.named_parameters():
                     if name in self._start:
                         parameter.copy_(self._start[name])
             loop.optimizer = make_optimizer(loop.policy.model, self.cfg.optim)
+        return ""
 
     def groups(self, step: int, policy: Policy) -> tuple[list[Group], dict[str, float]]:
         """The rows of ``step``, and what the samples of its round were like."""
@@ -230,12 +241,12 @@ class RoundSource:
         else:
             judged = self._load(grown, "samples.jsonl")
         selected = self._select(judged, span.index)
-        if not selected:
+        if not selected and (self.rounds.judged or not span.index):
             raise self._nothing(f"round {span.index + 1} of {self.count}", len(judged))
         metrics["rounds/rows"] = float(len(selected))
-        if self.rounds.accumulate and span.index:
+        if self.rounds.accumulate and span.index and selected:
             selected += self._previous(span.index)
-        selected = self._attach(selected, policy)
+        selected = self._attach(selected, policy) if selected else []
         self._write(span.index, judged, selected, metrics)
         return selected, metrics
 
@@ -277,7 +288,18 @@ class RoundSource:
                 f"be judged ({self.judge.reason})"
             )
 
+    def _why_none(self) -> str:
+        """Of a method without scores: why a round's samples gave no row."""
+        gold = "gold" in self.rounds.samplers
+        return "no sample differs from its row's own completion" if gold else "nothing usable was sampled"
+
     def _nothing(self, where: str, prompts: int) -> RunError:
+        if not self.rounds.judged:
+            return RunError(
+                f"{where}: algorithm '{self.spec.key}' found nothing to learn in the samples of {prompts} prompts: "
+                f"{self._why_none()}; raise data.generate.num_generations, the temperature or the number of prompts, "
+                "or take rows that the model does not know yet"
+            )
         return RunError(
             f"{where}: algorithm '{self.spec.key}' found nothing to learn in the samples of {prompts} prompts; raise "
             "data.generate.num_generations, the temperature or the number of prompts, or start from a model that is "

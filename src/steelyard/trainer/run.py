@@ -28,7 +28,7 @@ from steelyard.trainer.judge import Judge, round_rows
 from steelyard.trainer.loop import Loop, Progress
 from steelyard.trainer.measure import RewardMeasure, reward_facts
 from steelyard.trainer.moving import MovingReference
-from steelyard.trainer.plan import given_of, rows_stage, run_identity_of
+from steelyard.trainer.plan import given_of, rows_stage, run_identity_of, with_teacher
 from steelyard.trainer.rounds import RoundSource
 from steelyard.trainer.rows import TrainingRows, task_items, training_rows
 from steelyard.trainer.sources import OfflineSource, OnlineSource, Source, attach_now
@@ -87,7 +87,7 @@ def _given(cfg: RunConfig, spec: AlgorithmSpec) -> list[str]:
     """What the method was given, in words."""
     if cfg.data.task is None and spec.data not in ("none", "rounds"):
         words = {"Pairs": "preference pairs", "Scores": "preference pairs", "Unpaired": "labelled completions"}
-        given = [words.get(spec.family, "rows of the file")]
+        given = [words.get(spec.family, "rows of the file"), *with_teacher(spec.describe())]
     else:
         given = given_of(spec.describe(), task=cfg.data.task is not None)
     return (["a supervised start"] if cfg.sft is not None else []) + given
@@ -130,6 +130,8 @@ class _Run:
             train_seconds, tokens = loop.seconds, loop.tokens
             stages["generated_tokens"] += getattr(loop.source, "generated_tokens", 0)
             facts |= {"steps": loop.step, "data_sha256": rows.sha256, "rows": rows.report}
+            if loop.ended:
+                facts["ended_early"] = loop.ended
         before = time.perf_counter()
         metrics, how = self._evaluate(policy)
         eval_seconds = self.watch_seconds + time.perf_counter() - before
@@ -174,6 +176,7 @@ class _Run:
         )
         if checkpoint is not None:
             loop.restore(checkpoint)
+            self.progress({"phase": "resume", "step": loop.step, "total": loop.total})
         self.run.truncate_metrics(loop.step)
         train = self.cfg.train
         for row in loop.steps():

@@ -44,8 +44,12 @@ class Source(Protocol):
 class Prepared(Protocol):
     """A source that trains in rounds: it may change the loop before a step, and where its schedule begins."""
 
-    def prepare(self, loop: Any) -> None:
-        """Called before the groups of the loop's next step are asked for."""
+    def prepare(self, loop: Any) -> str:
+        """Called before the groups of the loop's next step are asked for.
+
+        Returns:
+            "", or why training ends here, before its last step.
+        """
         ...
 
     def schedule(self, step: int) -> tuple[int, int]:
