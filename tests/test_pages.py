@@ -88,9 +88,51 @@ def test_a_method_is_verified_only_by_something_beside_its_own_code() -> None:
 
     spec = algorithms.get("dpo")
     cells = {name: Evidence(name in ("gradient", "invariances"), "because") for name in COLUMNS}
+    golden = {"golden": Evidence(True, "1")}
     assert status_of(spec, cells) == "incomplete"
-    assert status_of(spec, cells | {"golden": Evidence(True, "1")}) == "verified"
+    assert status_of(spec, cells | golden) == "verified"
+    # without finite differences only another library's gradient will do, and only where a part is detached
+    detached = cells | golden | {"gradient": Evidence(False, "a part is detached", detached=True)}
+    oracle = {"oracle": Evidence(True, "theirs")}
+    assert status_of(spec, detached) == "incomplete" and status_of(spec, detached | oracle) == "verified"
+    assert status_of(spec, cells | golden | oracle | {"gradient": Evidence(False, "too slow")}) == "incomplete"
+    # who makes its own rows is verified only with the stage that makes them
+    assert status_of(algorithms.get("star"), cells | golden) == "incomplete"
+    assert status_of(algorithms.get("star"), cells | golden | {"data stage": Evidence(True, "kept")}) == "verified"
     assert status_of(algorithms.get("spo"), dict.fromkeys(COLUMNS, Evidence(True, "all"))) == "provisional"
+
+
+def test_what_is_evidence_of_another_methods_loss_says_so() -> None:
+    found = load_verification()["algorithms"]
+    shared = {key: {n for n, e in entry["evidence"].items() if "shared" in e} for key, entry in found.items()}
+    loss_only = {"golden", "oracle", "gradient", "invariances", "convergence"}
+    assert shared["star"] == shared["spin"] == loss_only and {key for key in shared if shared[key]} == set(SAME_LOSS)
+    assert "oracle" not in shared["neftune"], "Hugging Face's hook is held against the noise, not the loss"
+    line = next(line for line in _page_of_verification() if "[`star`]" in line)
+    assert line.count("✓ `sft`") == 5
+
+
+def _page_of_verification() -> list[str]:
+    import verification
+
+    return verification.PAGE.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_tests_of_the_stages_are_read_from_the_tests() -> None:
+    from verification import Evidence, _stage, stages
+
+    found = stages()
+    assert "right ones once each" in found["star"].why and "resumed equals uninterrupted" in found["star"].why
+    assert "the first different steps of right and wrong" in found["step_dpo"].why
+    assert found["grpo"].ok and not found["sft"].ok
+    nothing: dict[str, dict[str, list[str]]] = {"test_rounds": {}, "test_rounds_unjudged": {}, "test_trainer": {}}
+    runs = {**nothing, "test_rounds": {"star": ["resumed"]}}
+    kept = {"correct_ones": ["right ones"]}
+    star = algorithms.get("star")
+    assert _stage(star, {}, kept, runs) == Evidence(True, "`correct_ones`: right ones; in runs: resumed")
+    assert not _stage(star, {}, {}, runs).ok and not _stage(star, {}, kept, nothing).ok
+    assert not _stage(algorithms.get("grpo"), {}, kept, nothing).ok
+    assert not _stage(algorithms.get("dpo"), {}, kept, nothing).ok
 
 
 @pytest.mark.parametrize("key", [key for key in SAME_LOSS if key in algorithms])
@@ -117,6 +159,9 @@ def test_the_list_and_its_families(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(key in everything for key in load_catalogue())
     listed = json.loads(run(capsys, "algorithms", "--family", "listwise", "--json"))
     assert listed and all(group_of(entry) == "listwise" for entry in listed.values())
+    verified = load_verification()["algorithms"]
+    assert all(entry["verification"] == verified[key] for key, entry in listed.items())
+    assert json.loads(run(capsys, "algorithms", "show", "base", "--json"))["verification"] is None
     pairs = json.loads(run(capsys, "algorithms", "--family", "pairs", "--json"))
     assert "dpo" in pairs and all(entry["family"] == "Pairs" for entry in pairs.values())
     assert "Did you mean 'listwise'" in run(capsys, "algorithms", "--family", "listwize", code=2)
@@ -146,6 +191,12 @@ def test_one_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_names_without_an_algorithm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "unknown verb or algorithm 'dpoo'" in run(capsys, "algorithms", "dpoo", code=2)
+    for words in (("algorithms", "show", "my_loss"), ("train", "dpo", "--algorithm.name", "my_loss", "--dry-run")):
+        assert run(capsys, *words, code=2).endswith("An algorithm of your own needs --plugin FILE.\n")
+    with pytest.raises(ConfigError, match=r"Did you mean 'simpo'\? An algorithm of your own needs --plugin FILE\.$"):
+        catalogue.resolve("simpoo")
+    with pytest.raises(ConfigError, match=r"Did you mean 'simpo'\?$"):
+        catalogue.resolve("simpoo", where="loss")
     assert "algorithms conform mine.py" in run(capsys, "algorithms", "mine.py", code=2)
     known = {key: entry for key, entry in load_catalogue().items() if key != "kto"}
     monkeypatch.setattr(catalogue, "load_catalogue", lambda: known)
@@ -246,6 +297,38 @@ def test_conform_says_what_holds_and_what_does_not(
     assert [entry["check"] for entry in found if entry["verdict"] == "fails"] == ["direction"]
 
 
+UNDECLARED = {
+    "columns=()": ('pairs.column("margin")', 'declare `columns=("margin",)`'),
+    "columns=('gap',)": ('pairs.column("gap") + pairs.column("margin")', 'declare `columns=("gap", "margin")`'),
+    "extras=()": ('pairs.chosen.extra("entropy").sum(-1)', 'declare `extras=("entropy",)`'),
+}
+"""A declaration, an expression that needs more, and what to declare."""
+
+
+@pytest.mark.parametrize("declared", UNDECLARED)
+def test_one_cause_is_said_once_with_its_remedy(
+    declared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], forgotten: None
+) -> None:
+    body, remedy = UNDECLARED[declared]
+    path = wrong_plugin(tmp_path / "mine.py", "direction")
+    text = path.read_text(encoding="utf-8").replace("reference=True, ", f"reference=True, {declared}")
+    text = text.replace("return ", f"return {body} + ")
+    path.write_text(text, encoding="utf-8")
+    shown = run(capsys, "algorithms", "conform", str(path), code=1)
+    assert shown.count(remedy) == 1 and "11 checks: pure, gradient," in shown and "11 of 13 checks fail" in shown
+    found = json.loads(run(capsys, "algorithms", "conform", str(path), "--json", code=1))["mine"]
+    assert sum(remedy in entry["why"] for entry in found) == 11, "JSON says it check by check"
+
+
+def test_an_undeclared_reference_names_what_to_declare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], forgotten: None
+) -> None:
+    path = wrong_plugin(tmp_path / "mine.py", "doubling")
+    text = path.read_text(encoding="utf-8").replace("reference=True, ", "")
+    path.write_text(text, encoding="utf-8")
+    assert "used, but not declared (`reference=True`)" in run(capsys, "algorithms", "conform", str(path), code=1)
+
+
 def test_exceptions_are_declared_in_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], forgotten: None
 ) -> None:
@@ -324,9 +407,12 @@ def test_the_record_of_a_study_of_all_methods(tmp_path: Path) -> None:
         "kto": ("failed", "", None, "kto0"),
         "rm": ("trained", "preference/auc", 0.9, "rm0"),
     }
-    cells_of = {key: (cell.ok, cell.why) for key in ("dpo", "kto", "ipo") for cell in [_trained(key, found)]}
+    keys = ("dpo", "kto", "ipo", "grpo")
+    cells_of = {key: (cell.ok, cell.why) for key in keys for cell in [_trained(algorithms.get(key), found)]}
+    assert _trained(algorithms.get("grpo"), {}).why == "online: not in the study `zoo`"
     assert cells_of == {
         "dpo": (True, "arithmetic/score 0.250, run dpo0"),
         "kto": (False, "its run is not finished"),
         "ipo": (False, "not in the study `zoo`"),
+        "grpo": (False, "online: not in the study `zoo`"),
     }

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from steelyard.algorithms import generate, load, oxrl
 from steelyard.algorithms.core import AlgorithmSpec, algorithms
 from steelyard.algorithms.facts import GROUPS, SAME_LOSS, group_of
 from steelyard.conform.checks import CHECKS
+from steelyard.trainer.needs import SELECTED
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -45,10 +47,14 @@ COLUMNS = {
     "identity": "equalities with other methods, limits, and cases worked by hand",
     "oracle": "another library's loss: ✓ runs live in the tests on the same batches (TRL's trainers through a model, "
     "Liger, torchtune, ms-swift); (✓) was run once, by its authors' code, and its values and gradients are stored",
-    "gradient": "finite differences in float64",
+    "gradient": "finite differences in float64; – where a part is detached by the method's own definition, which "
+    "finite differences cannot follow",
     "invariances": "masks, padding, any split of a step, declared needs, finite at log-ratios of 1000, sign: the "
     "battery of `steelyard algorithms conform`",
     "convergence": "on a tabular bandit the optimum that the theory states, computed exactly",
+    "data stage": "what is kept of samples, worked by hand (`tests/test_select.py`, `tests/test_rounds.py`), and for "
+    "methods in rounds that a resumed run equals an uninterrupted one; of online methods, runs "
+    "(`tests/test_trainer.py`)",
     "trained": "on the embedded default, in the study `zoo`",
 }
 
@@ -66,12 +72,34 @@ NO_ORACLE = {
 """Why no other library's loss is run, per key."""
 
 
+OF_THE_LOSS = ("golden", "oracle", "gradient", "invariances", "convergence")
+"""Columns that look at nothing but the loss: for a key of ``SAME_LOSS`` they show it of the other's loss."""
+
+LOSS_ONLY = re.compile(r": the loss\b")
+"""In an oracle's words: it is held against the loss, not against what the method does beside it."""
+
+DETACHED = ("detached", "constant")
+"""Words of a reason why finite differences are not run that name a part without a gradient."""
+
+MAKES_ROWS = ("rounds", "correct", "prompts")
+"""Data stages without which a method is another one: it has no rows but those that it makes."""
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """One cell: whether it is there, and what it is or why it is not."""
+    """One cell.
+
+    Attributes:
+        ok: whether the evidence is there.
+        why: what it is, or why there is none.
+        shared: the key whose loss it is about, where the method has no loss of its own.
+        detached: there is none because a part of the loss is detached (``gradient``).
+    """
 
     ok: bool
     why: str
+    shared: str = ""
+    detached: bool = False
 
 
 # --------------------------------------------------------------------------------------------------
@@ -153,6 +181,66 @@ def _named(node: ast.AST, keys: set[str], tables: Mapping[str, set[str]]) -> set
     return found.union(*(tables.get(n.id, set()) for n in ast.walk(node) if isinstance(n, ast.Name)))
 
 
+def stages() -> dict[str, Evidence]:
+    """Key -> whether the stage that makes its rows is tested."""
+    kept = _tests_of("test_select", "select"), _tests_of("test_rounds", "rounds")
+    runs = {name: _runs_of(name) for name in ("test_rounds", "test_rounds_unjudged", "test_trainer")}
+    return {key: _stage(algorithms.get(key), *kept, runs) for key in keys()}
+
+
+def _stage(
+    spec: AlgorithmSpec,
+    selections: Mapping[str, list[str]],
+    in_rounds: Mapping[str, list[str]],
+    runs: Mapping[str, Mapping[str, list[str]]],
+) -> Evidence:
+    if spec.rounds is not None:
+        kept = in_rounds.get(spec.rounds.select.__name__, [])
+        run = [*runs["test_rounds"].get(spec.key, []), *runs["test_rounds_unjudged"].get(spec.key, [])]
+        if not kept or not any(name.startswith("resumed") for name in run):
+            return Evidence(False, UNKNOWN)
+        return Evidence(True, f"`{spec.rounds.select.__name__}`: {_some(kept)}; in runs: {_some(run)}")
+    if spec.data == "prompts":
+        run = runs["test_trainer"].get(spec.key, [])
+        return Evidence(bool(run), f"in runs: {_some(run)}" if run else UNKNOWN)
+    kept = [*selections.get(spec.data, []), *(selections.get("SELECTIONS", []) if spec.data in SELECTED else [])]
+    if spec.data in SELECTED:
+        return Evidence(bool(kept), f"`{spec.data}`: {_some(kept)}" if kept else UNKNOWN)
+    return Evidence(False, "it has none: it learns from the file's rows as they are")
+
+
+def _functions(stem: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """(words, function) of every test of a module."""
+    for node in ast.parse((TESTS / f"{stem}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name.removeprefix("test_").replace("_", " "), node
+
+
+def _tests_of(stem: str, room: str) -> dict[str, list[str]]:
+    """Function of the module ``room`` -> the tests that use it by name (``room.function``)."""
+    found: dict[str, list[str]] = {}
+    for words, node in _functions(stem):
+        used = (n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name))
+        for name in sorted({n.attr for n in used if isinstance(n.value, ast.Name) and n.value.id == room}):
+            found.setdefault(name, []).append(words)
+    return found
+
+
+def _runs_of(stem: str) -> dict[str, list[str]]:
+    """Key -> the tests that name it, or that run once for each name of a list of the module that has it."""
+    module, known = import_module(stem), set(keys())
+    found: dict[str, list[str]] = {}
+    for words, node in _functions(stem):
+        named = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        for decorator in node.decorator_list:
+            for name in (n.id for n in ast.walk(decorator) if isinstance(n, ast.Name)):
+                listed = getattr(module, name, None)
+                named |= {entry for entry in listed if isinstance(entry, str)} if isinstance(listed, list) else set()
+        for key in sorted(named & known):
+            found.setdefault(key, []).append(words)
+    return {key: sorted(names, key=lambda words: not words.startswith("resumed")) for key, names in found.items()}
+
+
 def _some(words: list[str]) -> str:
     shown = list(dict.fromkeys(words))
     more = f"; and {len(shown) - 3} more" if len(shown) > 3 else ""
@@ -171,7 +259,26 @@ def keys() -> list[str]:
 
 
 def evidence(spec: AlgorithmSpec, known: Mapping[str, Any]) -> dict[str, Evidence]:
-    """Every column of one algorithm."""
+    """Every column of one algorithm; what is evidence of a loss that it shares says so."""
+    cells = _evidence(spec, known)
+    other = SAME_LOSS.get(spec.key, ("", ""))[0]
+    for name in OF_THE_LOSS if other else ():
+        cell = cells[name]
+        own = name == "oracle" and not LOSS_ONLY.search(cell.why)
+        if cell.ok and not own:
+            cells[name] = replace(cell, why=f"{_prefix(other)}{cell.why}", shared=other)
+    return cells
+
+
+def _more(number: int) -> str:
+    return f" and {number} more setting{'s' * (number > 1)}" if number else ""
+
+
+def _prefix(other: str) -> str:
+    return f"of the loss of `{other}`: "
+
+
+def _evidence(spec: AlgorithmSpec, known: Mapping[str, Any]) -> dict[str, Evidence]:
     row = ROWS.get(spec.key)
     if row is None:
         nothing = Evidence(False, "no row in tests/rows")
@@ -179,7 +286,8 @@ def evidence(spec: AlgorithmSpec, known: Mapping[str, Any]) -> dict[str, Evidenc
             **dict.fromkeys(COLUMNS, nothing),
             "oracle": _oracle(spec.key, known["oracles"]),
             "convergence": _convergence(spec.key, *known["convergence"]),
-            "trained": _trained(spec.key, known["zoo"]),
+            "data stage": known["stages"][spec.key],
+            "trained": _trained(spec, known["zoo"]),
         }
     neutral = "" if "neutral" in row.exceptions else "; its value at the neutral point is checked in closed form"
     golden = [hp for hp, _ in row.golden]
@@ -192,14 +300,17 @@ def evidence(spec: AlgorithmSpec, known: Mapping[str, Any]) -> dict[str, Evidenc
         else Evidence(False, f"the catalogue has none{neutral}"),
         "identity": Evidence(True, named) if named else Evidence(False, f"none is known{neutral}"),
         "oracle": _oracle(spec.key, known["oracles"]),
-        "gradient": Evidence(False, row.exceptions["gradient"])
+        "gradient": Evidence(
+            False, row.exceptions["gradient"], detached=any(word in row.exceptions["gradient"] for word in DETACHED)
+        )
         if "gradient" in row.exceptions
-        else Evidence(True, "at the defaults" + (f" and {len(row.settings)} more settings" if row.settings else "")),
+        else Evidence(True, "at the defaults" + _more(len(row.settings))),
         "invariances": Evidence(
             True, f"{len(battery)} checks" + (f"; by its theory not {'; '.join(excepted)}" if excepted else "")
         ),
         "convergence": _convergence(spec.key, *known["convergence"]),
-        "trained": _trained(spec.key, known["zoo"]),
+        "data stage": known["stages"][spec.key],
+        "trained": _trained(spec, known["zoo"]),
     }
 
 
@@ -219,8 +330,10 @@ def _convergence(key: str, reached: Mapping[str, str], without: Mapping[str, str
     return Evidence(True, reached[key]) if key in reached else Evidence(False, without.get(key, UNKNOWN))
 
 
-def _trained(key: str, zoo: Mapping[str, Any]) -> Evidence:
-    run = zoo.get(key)
+def _trained(spec: AlgorithmSpec, zoo: Mapping[str, Any]) -> Evidence:
+    run = zoo.get(spec.key)
+    if run is None and spec.data == "prompts":
+        return Evidence(False, "online: not in the study `zoo`")
     if run is None:
         return Evidence(False, "not in the study `zoo`" if zoo else "the study `zoo` has not been run")
     if run["status"] != "trained":
@@ -230,12 +343,21 @@ def _trained(key: str, zoo: Mapping[str, Any]) -> Evidence:
 
 
 def status_of(spec: AlgorithmSpec, cells: Mapping[str, Evidence]) -> str:
-    """``verified``: slope and invariances hold and its numbers agree with something beside its own code."""
+    """``provisional``, ``verified`` (as :data:`VERIFIED` says it) or ``incomplete``."""
     if spec.provisional:
         return "provisional"
     outside = any(cells[name].ok for name in ("golden", "oracle", "convergence"))
-    sound = cells["invariances"].ok and (cells["gradient"].ok or cells["gradient"].why != "no row in tests/rows")
-    return "verified" if sound and outside else "incomplete"
+    slope = cells["gradient"].ok or (cells["gradient"].detached and cells["oracle"].ok)
+    rows = cells["data stage"].ok or spec.data not in MAKES_ROWS
+    return "verified" if slope and cells["invariances"].ok and outside and rows else "incomplete"
+
+
+VERIFIED = (
+    "A method is *verified* when four things hold. Its gradient agrees with finite differences, or is excepted for a "
+    "stated reason: a detached part; then another library's gradient is the evidence. Its invariances hold, but for "
+    "those that it does not have by its theory (last section). Its numbers agree with something beside its own code: "
+    "golden numbers, another library, or the optimum of its theory. And if it makes its own rows, that stage is tested."
+)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -246,7 +368,13 @@ def collect() -> dict[str, Any]:
     """The whole table as plain values (``verification.json``)."""
     names = keys()
     zoo = json.loads(ZOO.read_text(encoding="utf-8")) if ZOO.is_file() else {}
-    known = {"oracles": oracles(), "convergence": convergence(), "identities": identities(), "zoo": zoo}
+    known = {
+        "oracles": oracles(),
+        "convergence": convergence(),
+        "identities": identities(),
+        "stages": stages(),
+        "zoo": zoo,
+    }
     table = {}
     for key in names:
         spec = algorithms.get(key)
@@ -255,10 +383,14 @@ def collect() -> dict[str, Any]:
             "status": status_of(spec, cells),
             "check": spec.provisional,
             "exceptions": dict(ROWS[key].exceptions) if key in ROWS else {},
-            "evidence": {name: {"ok": cell.ok, "why": cell.why} for name, cell in cells.items()},
+            "evidence": {name: _plain(cell) for name, cell in cells.items()},
         }
     counts = count(table)
     return {"counts": counts, "summary": summary(counts), "algorithms": table}
+
+
+def _plain(cell: Evidence) -> dict[str, Any]:
+    return {"ok": cell.ok, "why": cell.why} | ({"shared": cell.shared} if cell.shared else {})
 
 
 def count(table: Mapping[str, Any]) -> dict[str, int]:
@@ -287,9 +419,9 @@ def summary(n: Mapping[str, int]) -> str:
     return (
         f"{n['keys']} methods, of which {n['objectives']} are distinct objectives; the other {n['shared']} share "
         f"another's loss function and differ in data, reference or forward pass. Of the {n['objectives']}, "
-        f"{n['verified']} are verified and {n['provisional']} provisional (the paper could not be read){incomplete}. "
-        f"{n['oracle']} are held against another library's loss ({n['live']} of them live), {n['golden']} against "
-        f"golden numbers, {n['converge']} reach the optimum of their theory. {n['trained']} of the {n['keys']} were "
+        f"{n['verified']} are verified and {n['provisional']} provisional (something remains to be checked in the "
+        f"paper){incomplete}. {n['oracle']} are held against another library's loss ({n['live']} of them live), "
+        f"{n['golden']} against golden numbers, {n['converge']} reach the optimum of their theory. {n['trained']} of the {n['keys']} were "
         f"trained on the embedded default."
     )
 
@@ -300,10 +432,11 @@ def page_text(found: Mapping[str, Any]) -> str:
     lines = [
         *("# Verification", "", found["summary"], ""),
         "Generated from the tests (`python tests/verification.py`). ✓ is evidence that runs in CI; – has its reason "
-        "below. A method is *verified* when its gradient and invariances hold and its numbers agree with something "
-        "beside its own code: golden numbers, another library, or the optimum of its theory. *Provisional*: the "
-        "formula rests on an abstract, a secondary page or memory; it does not count as verified, whatever the tests "
-        "say.",
+        "below. ✓ `sft` is evidence of the loss that a method shares with `sft`: it says nothing of what the method "
+        "does beside it, which is in the column *data stage*, or in the reference or the forward pass.",
+        *("", VERIFIED, ""),
+        "*Provisional*: something remains to be checked in the paper (listed below); it does not count as verified, "
+        "whatever the tests say.",
         *("", "| column | evidence |", "|---|---|", *(f"| {name} | {words} |" for name, words in COLUMNS.items()), ""),
         *("## What counts as an objective", ""),
         "A method counts as an objective of its own if its loss is a function of the model's outputs that no other key "
@@ -316,7 +449,12 @@ def page_text(found: Mapping[str, Any]) -> str:
     for group, title in GROUPS.items():
         members = [key for key in table if group_of(generate.entry_of(algorithms.get(key))) == group]
         if members:
-            lines += [f"## {title}", "", f"| method | status | {' | '.join(COLUMNS)} |", "|---|---" + "|---" * 7 + "|"]
+            lines += [
+                f"## {title}",
+                "",
+                f"| method | status | {' | '.join(COLUMNS)} |",
+                "|---|---" + "|---" * len(COLUMNS) + "|",
+            ]
             lines += [_row(key, table[key]) for key in members] + [""]
     lines += ["## What is not there, and why", ""]
     for key, entry in table.items():
@@ -335,9 +473,11 @@ def _row(key: str, entry: Mapping[str, Any]) -> str:
 
 
 def _mark(cell: Mapping[str, Any]) -> str:
-    parts = [part for part in cell["why"].split("; ") if not part.startswith(PRIMITIVE)]
+    shared = cell.get("shared", "")
+    parts = [part for part in cell["why"].removeprefix(_prefix(shared)).split("; ") if not part.startswith(PRIMITIVE)]
     stored = cell["ok"] and all(part.endswith(RECORDED) or part.startswith("and ") for part in parts)
-    return "(✓)" if stored else generate.MARKS[cell["ok"]]
+    mark = "(✓)" if stored else generate.MARKS[cell["ok"]]
+    return f"{mark} `{shared}`" if shared else mark
 
 
 def table_text(found: Mapping[str, Any]) -> str:

@@ -27,6 +27,9 @@ def load_catalogue() -> dict[str, dict[str, Any]]:
     return json.loads(text)
 
 
+OF_YOUR_OWN = "An algorithm of your own needs --plugin FILE."
+"""How the message about an unknown algorithm ends: the name may be a plugin's that was not given."""
+
 _plugins: dict[str, dict[str, Any]] = {}
 
 
@@ -52,7 +55,8 @@ def resolve(name: str, *, where: str = "algorithm.name") -> str:
     if name in installed():
         _load_installed(name)
         return name
-    raise ConfigError(unknown("algorithm", name, {*known, *installed()}, where=where))
+    own = f" {OF_YOUR_OWN}" if where != "loss" else ""  # `steelyard.loss` is called where no flag is
+    raise ConfigError(unknown("algorithm", name, {*known, *installed()}, where=where) + own)
 
 
 def key_of(name: str) -> str:

@@ -28,7 +28,7 @@ def main(verb: str, words: Sequence[str]) -> int:
     if action.endswith(".py"):
         raise ConfigError(f"algorithms: to check a file, say `steelyard algorithms conform {action}`")
     _plugins(rest)
-    from steelyard.algorithms.catalogue import load_catalogue, resolve
+    from steelyard.algorithms.catalogue import OF_YOUR_OWN, load_catalogue, resolve
 
     try:
         resolve(action)
@@ -36,7 +36,8 @@ def main(verb: str, words: Sequence[str]) -> int:
         if "not built" in str(error):
             raise
         names = [*actions, *load_catalogue()]
-        raise ConfigError(unknown("verb or algorithm", action, names, where="algorithms")) from None
+        words_of = unknown("verb or algorithm", action, names, where="algorithms")
+        raise ConfigError(f"{words_of} {OF_YOUR_OWN}") from None
     return _show(words)
 
 
@@ -59,11 +60,11 @@ def _list(words: Sequence[str]) -> int:
         return _oxrl(args.json)
     _plugins(words)
     from steelyard.algorithms.catalogue import entries, installed
-    from steelyard.algorithms.facts import GROUPS, group_of, learns_from, verification_of
+    from steelyard.algorithms.facts import GROUPS, group_of, learns_from
 
     found = {name: entry for name, entry in entries().items() if _in_family(entry, args.family)}
     if args.json:
-        print(as_json(found))
+        print(as_json({name: {**entry, "verification": _verification(name, entry)} for name, entry in found.items()}))
         return 0
     from rich.table import Table
 
@@ -76,7 +77,7 @@ def _list(words: Sequence[str]) -> int:
             continue
         table = Table("name", "learns from", "status", "what", box=None, pad_edge=False)
         for name, entry in rows:
-            status = verification_of(name)["status"] if entry["module"] else ""
+            status = (_verification(name, entry) or {"status": ""})["status"]
             table.add_row(name, learns_from(entry), status, entry["title"].rstrip("."))
         console.print(f"[bold]{title}[/] ({group})", highlight=False)
         console.print(table)
@@ -85,6 +86,13 @@ def _list(words: Sequence[str]) -> int:
         print(f"installed: {name} ({place})")
     print("`steelyard algorithms NAME` prints the formula, the paper, what it needs and how it is verified.")
     return 0
+
+
+def _verification(name: str, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The status and its evidence; None for what the package does not verify (the start, and plugins)."""
+    from steelyard.algorithms.facts import verification_of
+
+    return verification_of(name) if entry["module"] else None
 
 
 def _in_family(entry: dict[str, Any], wanted: str | None) -> bool:
@@ -145,16 +153,15 @@ def _show(words: Sequence[str]) -> int:
 
     from steelyard.algorithms import oxrl
     from steelyard.algorithms.catalogue import describe, resolve
-    from steelyard.algorithms.facts import verification_of
 
     key = resolve(args.name, where="algorithms show")
     entry = describe(key)
     if key != args.name:
         print(f"note: {oxrl.note(args.name, key)}", file=sys.stderr)
     if args.json:
-        print(as_json({"name": key, **entry, "verification": verification_of(key)}))
+        print(as_json({"name": key, **entry, "verification": _verification(key, entry)}))
         return 0
-    _print(key, entry, verification_of(key) if entry["module"] else None)
+    _print(key, entry, _verification(key, entry))
     return 0
 
 
@@ -247,8 +254,21 @@ def _plain(result: Any) -> dict[str, Any]:
 def _print_results(name: str, results: Sequence[Any]) -> None:
     failed = [result for result in results if result.verdict == "fails"]
     print(f"{name}: {len(failed)} of {len(results)} checks fail" if failed else f"{name}: nothing fails")
+    alike: dict[str, list[Any]] = {}
+    for result in failed:
+        alike.setdefault(_why(result), []).append(result)
     for result in results:
-        print(f"  {result.verdict:15}{result.check.name:12}{result.check.promise}")
+        together = alike.get(_why(result), [result])
+        if result.verdict != "fails" or len(together) == 1:
+            print(f"  {result.verdict:15}{result.check.name:12}{result.check.promise}")
+        elif result is together[0]:  # one cause: said once
+            print(f"  {result.verdict:15}{len(together)} checks: {', '.join(r.check.name for r in together)}")
+        else:
+            continue
         if result.why:
-            at = ", ".join(f"{key}={value}" for key, value in (result.setting or {}).items())
-            print(f"{'':29}{f'at {at}: ' if at else ''}{result.why}")
+            print(f"{'':29}{_why(result)}")
+
+
+def _why(result: Any) -> str:
+    at = ", ".join(f"{key}={value}" for key, value in (result.setting or {}).items())
+    return f"{f'at {at}: ' if at else ''}{result.why}"

@@ -6,12 +6,13 @@ needs numbers from outside (golden values, other people's trainers) is not here 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from steelyard.algorithms.catalogue import resolve_hyperparameters
-from steelyard.algorithms.core import AlgorithmSpec
+from steelyard.algorithms.core import AlgorithmSpec, Extra
 from steelyard.conform.checks import CHECKS, Check, DoesNotApply
 from steelyard.errors import ConfigError
 
@@ -60,8 +61,28 @@ def _run(check: Check, spec: AlgorithmSpec, settings: Sequence[Mapping[str, Any]
         except AssertionError as error:
             return Result(check, "fails", str(error), setting)
         except Exception as error:  # a loss may break in any way; that is a finding, not a crash of the battery
-            return Result(check, "fails", f"{type(error).__name__}: {' '.join(str(error).split())}", setting)
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return Result(check, "fails", why + _remedy(spec, error), setting)
     return Result(check, "holds")
+
+
+def _remedy(spec: AlgorithmSpec, error: Exception) -> str:
+    """What to declare, where the loss asks its view for something that the method has not declared."""
+    words = str(error)
+    column = re.search(r"needs the column '(\w+)'", words)
+    extra = re.search(r"needs '(\w+)' of every token", words)
+    if column and column[1] not in spec.columns:
+        return f"; declare {_declared('columns', (*spec.columns, column[1]))}"
+    if extra and extra[1] in get_args(Extra) and extra[1] not in spec.extras:
+        return f"; declare {_declared('extras', (*spec.extras, extra[1]))}"
+    if re.search(r"needs (token-level )?reference", words) and spec.reference == "none":
+        return "; declare `reference=True`"
+    return ""
+
+
+def _declared(name: str, values: tuple[str, ...]) -> str:
+    """``columns=("margin",)`` as it is written in the decorator."""
+    return f"`{name}=({', '.join(f'{chr(34)}{value}{chr(34)}' for value in values)}{',' * (len(values) == 1)})`"
 
 
 def variations(spec: AlgorithmSpec) -> list[dict[str, Any]]:
