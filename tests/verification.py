@@ -421,8 +421,8 @@ def summary(n: Mapping[str, int]) -> str:
         f"another's loss function and differ in data, reference or forward pass. Of the {n['objectives']}, "
         f"{n['verified']} are verified and {n['provisional']} provisional (something remains to be checked in the "
         f"paper){incomplete}. {n['oracle']} are held against another library's loss ({n['live']} of them live), "
-        f"{n['golden']} against golden numbers, {n['converge']} reach the optimum of their theory. {n['trained']} of the {n['keys']} were "
-        f"trained on the embedded default."
+        f"{n['golden']} against golden numbers, {n['converge']} reach the optimum of their theory. "
+        f"{n['trained']} of the {n['keys']} were trained on the embedded default."
     )
 
 

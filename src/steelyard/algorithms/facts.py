@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,7 @@ def range_of(hp: Mapping[str, Any]) -> str:
     return f"{kind} {bounds}".strip() + (" or null" if hp["optional"] else "")
 
 
+@cache
 def load_verification() -> dict[str, Any]:
     """What the tests show of every algorithm (see ``docs/verification.md``): ``counts`` and ``algorithms``."""
     return json.loads(files("steelyard.algorithms").joinpath("verification.json").read_text(encoding="utf-8"))
