@@ -102,7 +102,8 @@ def test_another_algorithm_drops_the_hyperparameters_of_the_first(
 ) -> None:
     recipe.write_text(BASE, encoding="utf-8")
     config = load_run_config(recipe, ["algorithm.name=simpo", "algorithm.gamma=0.5"])
-    assert config.algorithm.name == "simpo" and config.algorithm.hyperparameters == {"beta": 2.0, "gamma": 0.5}
+    expected = {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0}
+    assert config.algorithm.name == "simpo" and config.algorithm.hyperparameters == expected
     said = capsys.readouterr()
     assert "the algorithm is now simpo; dropped dpo's beta=0.2" in said.err and not said.out
     same = load_run_config(recipe, {"algorithm.name": "dpo"})
