@@ -31,9 +31,7 @@ def summed_margin(pairs: Pairs) -> Tensor:
 
 
 @algorithm(paper="2405.14734", length_normalized=True, beta_scale="avg")
-def simpo(
-    pairs: Pairs, *, beta: Positive = 2.0, gamma: float = 1.0, label_smoothing: Smoothing = 0.0
-) -> Tensor:
+def simpo(pairs: Pairs, *, beta: Positive = 2.0, gamma: float = 1.0, label_smoothing: Smoothing = 0.0) -> Tensor:
     r"""Simple Preference Optimization (Meng et al., 2024, eq. 6).
 
     $-\log\sigma(\beta(A_w-A_l)-\gamma)$, without a reference.
