@@ -317,8 +317,11 @@ def test_dpo_shifts_schedule() -> None:
 
 def test_odpo_needs_a_better_score_for_the_chosen_side() -> None:
     values = {"chosen": [1.0, 2.0], "rejected": [0.0, 0.0]}
-    for f, better, worse in (("log_gap", [2.0, 1.0], [1.0, 1.0]), ("log_ratio", [2.0, -1.0], [1.0, 1.0])):
-        with pytest.raises(DataError, match="score_chosen and score_rejected"):
+    for f, better, worse, message in (
+        ("log_gap", [2.0, 1.0], [1.0, 1.0], "score_chosen above score_rejected"),
+        ("log_ratio", [2.0, -1.0], [1.0, -2.0], "must be positive"),
+    ):
+        with pytest.raises(DataError, match=message):
             loss("odpo", of_logratios(**values, score_chosen=better, score_rejected=worse), f=f)
     with pytest.raises(DataError, match="score_chosen"):
         loss("odpo", of_logratios(**values))
