@@ -191,6 +191,14 @@ def _at_edge(best: Mapping[str, Any], tried: list[dict[str, Any]], keys: Sequenc
     return edges
 
 
+def _usual(algorithm: str) -> dict[str, Any]:
+    """A run's config with everything at its default."""
+    from steelyard.config import RunConfig
+
+    plain = {"algorithm": algorithm, "data": {"task": "arithmetic", "generate": {}}}
+    return RunConfig.model_validate(plain).model_dump(mode="json")
+
+
 def _settings(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """The settings under which a value was selected, by dotted key."""
     flat = _flatten(config)
@@ -255,7 +263,10 @@ class Selection:
                 continue
             then = {**self.record["settings"], **by_arm[arm]["settings"]}
             here = _settings(cell.config.model_dump(mode="json"), self.keys)
+            usual = _settings(_usual(cell.config.algorithm.name), self.keys)
             for key in sorted(set(then) | set(here)):
+                if key not in then and here[key] == usual.get(key):
+                    continue  # a setting that did not exist then, at the value that changes nothing
                 if then.get(key) != here.get(key):
                     text = f"selected with {key}={then.get(key)}, used with {key}={here.get(key)}"
                     arms = seen.setdefault(text, [])
