@@ -588,6 +588,15 @@ def test_other_settings_than_those_of_the_selection_are_noted(record):
     assert made.notes == ("selected with train.max_steps=2, used with train.max_steps=9 (dpo on builtin:0.1m)",)
 
 
+def test_settings_that_did_not_exist_at_the_selection_are_noted_only_when_they_are_used(record):
+    content = json.loads(record.read_text())
+    del content["settings"]["optim.weight_decay"]
+    record.write_text(json.dumps(content))
+    assert selecting(record).notes == ()
+    (note,) = selecting(record, {"algorithm": ["sft"], "seed": [0], "optim.weight_decay": [0.1]}).notes
+    assert note.startswith("selected with optim.weight_decay=None, used with optim.weight_decay=0.1")
+
+
 # --------------------------------------------------------------------------------------------------
 # With the real trainer
 
