@@ -139,7 +139,6 @@ def test_statistics_never_touch_torch(module: str) -> None:
 @pytest.mark.parametrize("module", room("algorithms"))
 def test_algorithms_import_little(module: str) -> None:
     allowed = {*sys.stdlib_module_names, "torch", "annotated_types", "jaxtyping"}
-    allowed |= {"numpy"} if module == "algorithms.rounds" else set()  # the random generator that a selection gets
     for name in imports(module, lazily=True):
         inside = name.removeprefix("steelyard.").split(".")[0]
         assert name.split(".")[0] in allowed or inside in {"types", "errors", "registry", "algorithms"}, name

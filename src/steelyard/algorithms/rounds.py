@@ -6,90 +6,45 @@ columns that they find).  They take hyperparameters by name, and return nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
 from steelyard.types import Group
-
-
-def take(group: Group, chosen: Sequence[int] | np.ndarray, *, name: str = "", **columns: Any) -> Group:
-    """The completions ``chosen`` of a group, in that order.
-
-    Args:
-        name: appended to the group's key.
-        columns: completion columns to add (one value for all, or one each).
-    """
-    index = [int(i) for i in chosen]
-    added = {key: np.broadcast_to(np.asarray(value), len(index)).copy() for key, value in columns.items()}
-    return group.replace(
-        completions=tuple(group.completions[i] for i in index),
-        masks=tuple(group.masks[i] for i in index),
-        completion_columns={**{key: v[index] for key, v in group.completion_columns.items()}, **added},
-        token_columns={key: tuple(v[i] for i in index) for key, v in group.token_columns.items()},
-        trained=(True,) * len(index),
-        key=f"{group.key}{name}",
-    )
-
-
-def pair(group: Group, chosen: int, rejected: int, *, name: str = "", **columns: float) -> Group:
-    """A preference pair of two judged completions; it carries their scores, their distance, and ``columns``."""
-    made = take(group, [chosen, rejected], name=name)
-    if "score" in group.completion_columns:
-        better, worse = (float(group.completion_columns["score"][i]) for i in (chosen, rejected))
-        columns = {"score_chosen": better, "score_rejected": worse, "margin": better - worse, **columns}
-    return made.replace(columns={**group.columns, **columns})
-
-
-def written_by(group: Group, origin: int) -> np.ndarray:
-    """Indices of the completions of one sampler."""
-    return np.flatnonzero(group.completion_columns["origin"] == origin)
-
-
-def distinct(group: Group, indices: np.ndarray) -> list[int]:
-    """The first of each set of identical completions."""
-    seen: dict[bytes, int] = {}
-    for i in indices:
-        seen.setdefault(group.completions[i].tobytes(), int(i))
-    return list(seen.values())
-
-
-def win_rates(score: np.ndarray) -> np.ndarray:
-    """``[k]`` how often each completion beats one drawn from all k of them, itself included; a tie is half a win."""
-    return 0.5 + 0.5 * np.sign(score[:, None] - score[None, :]).mean(1)
-
-
-def _extremes(score: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
-    """The places of a highest and a lowest score, drawn at random among equals; None when all are equal."""
-    if len(score) < 2 or score.max() == score.min():
-        return None
-    high, low = (rng.choice(np.flatnonzero(score == value)) for value in (score.max(), score.min()))
-    return int(high), int(low)
-
+from steelyard.types.judged import (
+    Draws,
+    best_first,
+    distinct,
+    extremes,
+    known,
+    one_each,
+    pair,
+    places,
+    preference,
+    same,
+    take,
+    win_rates,
+    written_by,
+)
 
 # --------------------------------------------------------------------------------------------------
 # Pairs
 
 
-def best_and_worst(group: Group, *, rng: np.random.Generator) -> list[Group]:
+def best_and_worst(group: Group, *, rng: Draws) -> list[Group]:
     """The best against the worst sample, with their win rates among all samples as ``p_chosen, p_rejected``."""
     score = group.completion_columns["score"]
-    found = _extremes(score, rng)
+    found = extremes(score, rng)
     if found is None:
         return []
     wins = win_rates(score)
     return [pair(group, *found, p_chosen=float(wins[found[0]]), p_rejected=float(wins[found[1]]))]
 
 
-def winner_and_loser(group: Group, *, rng: np.random.Generator, missing_eos_penalty: float) -> list[Group]:
+def winner_and_loser(group: Group, *, rng: Draws, missing_eos_penalty: float) -> list[Group]:
     """The winner of the samples against the loser; completions that do not end lose ``missing_eos_penalty``."""
     finished = group.completion_columns["finished"]
-    found = _extremes(group.completion_columns["score"] - missing_eos_penalty * ~finished.astype(bool), rng)
+    found = extremes(group.completion_columns["score"] - missing_eos_penalty * ~finished.astype(bool), rng)
     return [] if found is None else [pair(group, *found)]
 
 
-def explored(group: Group, *, rng: np.random.Generator) -> list[Group]:
+def explored(group: Group, *, rng: Draws) -> list[Group]:
     """Each sample of the policy (origin 0) against one of the reference (origin 1); ``from_reference`` is 1 where
     the reference's is the chosen one.  Ties teach nothing."""
     score = group.completion_columns["score"]
@@ -102,14 +57,14 @@ def explored(group: Group, *, rng: np.random.Generator) -> list[Group]:
     return pairs
 
 
-def gold_and_own(group: Group, *, rng: np.random.Generator) -> list[Group]:
+def gold_and_own(group: Group, *, rng: Draws) -> list[Group]:
     """The gold completion (origin 0) against every distinct sample that differs from it."""
     gold = int(written_by(group, 0)[0])
-    own = [i for i in distinct(group, written_by(group, 1)) if not _same(group, i, gold)]
+    own = [i for i in distinct(group, written_by(group, 1)) if not same(group, i, gold)]
     return [pair(group, gold, i, name=f"#{number}") for number, i in enumerate(own)]
 
 
-def filtered(group: Group, *, rng: np.random.Generator, threshold: float) -> list[Group]:
+def filtered(group: Group, *, rng: Draws, threshold: float) -> list[Group]:
     """The row's pair, unless the policy's own sample (origin 1) beats its chosen side by ``threshold`` or more.
 
     The paper discards a pair when the sample is known to be better.  One that cannot be compared, because its chosen
@@ -127,64 +82,52 @@ def filtered(group: Group, *, rng: np.random.Generator, threshold: float) -> lis
 # Supervised rows: one per completion
 
 
-def top(group: Group, *, rng: np.random.Generator, keep: int = 1) -> list[Group]:
+def top(group: Group, *, rng: Draws, keep: int = 1) -> list[Group]:
     """The ``keep`` best samples; equals in random order."""
-    score = group.completion_columns["score"]
-    order = np.lexsort((rng.random(len(score)), -score))[:keep]
-    return _rows(group, order)
+    return one_each(group, best_first(group.completion_columns["score"], rng)[:keep])
 
 
-def above_threshold(
-    group: Group, *, rng: np.random.Generator, round: int, improve: int, tau: float, tau_last: float
-) -> list[Group]:
+def above_threshold(group: Group, *, rng: Draws, round: int, improve: int, tau: float, tau_last: float) -> list[Group]:
     """Everything that scores more than a threshold, which rises from ``tau`` to ``tau_last`` over the ``improve``
     rounds that select from the same samples."""
     share = (round % improve) / max(1, improve - 1)
     threshold = tau + share * (tau_last - tau)
-    return _rows(group, distinct(group, np.flatnonzero(group.completion_columns["score"] > threshold)))
+    return one_each(group, distinct(group, places(group.completion_columns["score"] > threshold)))
 
 
-def correct_ones(group: Group, *, rng: np.random.Generator, keep: int | None = None) -> list[Group]:
+def correct_ones(group: Group, *, rng: Draws, keep: int | None = None) -> list[Group]:
     """Distinct right completions, at most ``keep``, drawn at random."""
-    right = distinct(group, np.flatnonzero(group.completion_columns["verdict"] == 1))
+    right = distinct(group, places(group.completion_columns["verdict"] == 1))
     chosen = right if keep is None else sorted(rng.permutation(right)[:keep])
-    return _rows(group, chosen)
-
-
-def _rows(group: Group, chosen: Sequence[int] | np.ndarray) -> list[Group]:
-    return [take(group, [i], name=f"#{number}") for number, i in enumerate(chosen)]
-
-
-def _same(group: Group, i: int, j: int) -> bool:
-    return np.array_equal(group.completions[i], group.completions[j])
+    return one_each(group, chosen)
 
 
 # --------------------------------------------------------------------------------------------------
 # Groups for distillation and policy gradients
 
 
-def keep_all(group: Group, *, rng: np.random.Generator) -> list[Group]:
+def keep_all(group: Group, *, rng: Draws) -> list[Group]:
     """Every sample, as the student's own; ``reward`` is 0 where it could not be judged."""
-    score = np.nan_to_num(group.completion_columns["score"])
+    score = known(group.completion_columns["score"])
     return [take(group, range(group.k), own=True, reward=score)] if group.k else []
 
 
-def own_or_gold(group: Group, *, rng: np.random.Generator, lam: float) -> list[Group]:
+def own_or_gold(group: Group, *, rng: Draws, lam: float) -> list[Group]:
     """With probability ``lam`` the student's samples (origin 1), else the gold completion (origin 0)."""
     own = bool(rng.random() < lam)
     chosen = written_by(group, int(own))
     return [take(group, chosen, own=own)] if len(chosen) else []
 
 
-def mixture_and_gold(group: Group, *, rng: np.random.Generator) -> list[Group]:
+def mixture_and_gold(group: Group, *, rng: Draws) -> list[Group]:
     """The gold completion (origin 0) and all samples of the mixture (origin 1), which count as the student's."""
     return [take(group, range(group.k), own=group.completion_columns["origin"] == 1)]
 
 
-def against_mixture(group: Group, *, rng: np.random.Generator) -> list[Group]:
+def against_mixture(group: Group, *, rng: Draws) -> list[Group]:
     """The policy's samples (origin 0), each rewarded by the judge's preference for it over a sample of the mixture
     (origin 1): 1, 1/2 or 0."""
     score = group.completion_columns["score"]
     duels = list(zip(written_by(group, 0), written_by(group, 1), strict=False))
-    preference = [0.5 + 0.5 * float(np.sign(score[own] - score[other])) for own, other in duels]
-    return [take(group, [own for own, _ in duels], reward=preference)] if duels else []
+    wins = [preference(score, own, other) for own, other in duels]
+    return [take(group, [own for own, _ in duels], reward=wins)] if duels else []

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from steelyard.algorithms.core import AlgorithmSpec
-from steelyard.algorithms.rounds import take
 from steelyard.config import RunConfig
 from steelyard.data.render import Renderer, completion_text
 from steelyard.data.sides import split_conversation
@@ -20,6 +19,7 @@ from steelyard.rewards.core import Reward, score
 from steelyard.trainer.rows import TrainingRows, groups_hash, read_group, source_table
 from steelyard.trainer.select import score_of
 from steelyard.types import Group
+from steelyard.types.judged import take
 
 
 @dataclass

@@ -23,9 +23,9 @@ from itertools import product
 
 import numpy as np
 
-from steelyard.algorithms.rounds import distinct, take, win_rates
 from steelyard.config import GenerateConfig
 from steelyard.types import Group
+from steelyard.types.judged import distinct, one_each, take, win_rates
 
 NEARLY = 0.9
 """What a wrong completion that began exactly as gold would score: only a right one has 1."""
@@ -167,13 +167,15 @@ def ranked(group: Group, *, rng: np.random.Generator, length: int) -> list[Group
 
 def correct(group: Group, *, limit: int) -> list[Group]:
     """The first ``limit`` distinct right completions (rejection sampling), one row each."""
-    return _rows(group, _distinct(group, 1)[:limit])
+    return one_each(group, _distinct(group, 1)[:limit])
 
 
 def judged(group: Group) -> list[Group]:
     """Every distinct completion that was judged, with its verdict as ``label``; one row each."""
     label = group.completion_columns["verdict"] == 1
-    return [take(row, [0], label=label[i]) for i, row in zip(_judged(group), _rows(group, _judged(group)), strict=True)]
+    return [
+        take(row, [0], label=label[i]) for i, row in zip(_judged(group), one_each(group, _judged(group)), strict=True)
+    ]
 
 
 def steps(group: Group, *, ends: Ends) -> list[Group]:
@@ -186,7 +188,7 @@ def steps(group: Group, *, ends: Ends) -> list[Group]:
     """
     right = [group.completions[i] for i in _distinct(group, 1)]
     rows = []
-    for i, row in zip(_judged(group), _rows(group, _judged(group)), strict=True):
+    for i, row in zip(_judged(group), one_each(group, _judged(group)), strict=True):
         ids = group.completions[i]
         reach = max((common_prefix(ids, other) for other in right), default=0)
         labels = np.full(len(ids), np.nan, np.float32)
@@ -203,10 +205,6 @@ def _distinct(group: Group, verdict: int) -> list[int]:
 
 def _judged(group: Group) -> list[int]:
     return distinct(group, np.flatnonzero(group.completion_columns["verdict"] >= 0))
-
-
-def _rows(group: Group, chosen: Sequence[int]) -> list[Group]:
-    return [take(group, [i], name=f"#{number}") for number, i in enumerate(chosen)]
 
 
 Select = Callable[[Group, np.random.Generator, GenerateConfig, Ends], list[Group]]

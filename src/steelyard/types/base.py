@@ -133,6 +133,26 @@ class View:
         return dataclasses.replace(self, stats=dict(stats))  # type: ignore[type-var]
 
 
+class Masked(View):
+    """Views of token values ``[b, t]`` under one mask."""
+
+    mask: Tensor
+
+    @property
+    def items(self) -> int:
+        """b"""
+        return len(self.mask)
+
+    @property
+    def token_mask(self) -> Tensor:
+        """``[b, t]`` the tokens that the loss is about."""
+        return self.mask
+
+    @property
+    def token_mask_or_none(self) -> Tensor | None:
+        return self.mask
+
+
 def _first(length: Tensor) -> Tensor:
     """``[b, t]`` boolean: the first ``length`` positions of every row."""
     width = int(length.max()) if length.numel() else 0

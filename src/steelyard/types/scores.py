@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steelyard.errors import DataError
-from steelyard.types.base import View, alike, as_columns, masked, needed, numbers, truth
+from steelyard.types.base import Masked, View, alike, as_columns, masked, needed, numbers, truth
 
 IGNORED = -100
 """The label that says "no label" in transformers."""
@@ -44,7 +44,7 @@ class Scores(View):
 
 
 @dataclass(frozen=True, eq=False)
-class TokenScores(View):
+class TokenScores(Masked):
     """Outputs of a head on the tokens of single completions, with labels: outcome and process reward models."""
 
     scores: Tensor
@@ -94,23 +94,9 @@ class TokenScores(View):
         place = torch.arange(self.mask.shape[1], device=self.mask.device)
         return torch.nn.functional.pad(place * self.mask, (1, 0)).amax(-1, keepdim=True)  # padded: t may be 0
 
-    @property
-    def items(self) -> int:
-        """b"""
-        return len(self.mask)
-
-    @property
-    def token_mask(self) -> Tensor:
-        """``[b, t]`` labelled tokens."""
-        return self.mask
-
-    @property
-    def token_mask_or_none(self) -> Tensor | None:
-        return self.mask
-
 
 @dataclass(frozen=True, eq=False)
-class Distill(View):
+class Distill(Masked):
     """Next-token distributions of teacher and student at the same positions, over the vocabulary or a part of it.
 
     ``v`` is the vocabulary, or the support that the teacher's top-k gives; log-probabilities are then only known
@@ -179,17 +165,3 @@ class Distill(View):
         if not self.student.shape[-1]:
             raise DataError("this view has no distributions: coupled functions see the values of tokens only")
         return (self.student / tau).log_softmax(-1), (self.teacher / tau).log_softmax(-1)
-
-    @property
-    def items(self) -> int:
-        """b"""
-        return len(self.mask)
-
-    @property
-    def token_mask(self) -> Tensor:
-        """``[b, t]`` trained tokens."""
-        return self.mask
-
-    @property
-    def token_mask_or_none(self) -> Tensor | None:
-        return self.mask

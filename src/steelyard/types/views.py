@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steelyard.errors import DataError
-from steelyard.types.base import Sequences, View, alike, as_columns, masked, needed, numbers, truth
+from steelyard.types.base import Masked, Sequences, View, alike, as_columns, masked, needed, numbers, truth
 
 
 class _OfCompletions(View):
@@ -243,7 +243,7 @@ def _ranking(like: Tensor, rewards: Any, ranks: Any, present: Any) -> tuple[Tens
 
 
 @dataclass(frozen=True, eq=False)
-class Rollouts(View):
+class Rollouts(Masked):
     """Sampled completions with rewards and advantages; item i belongs to prompt ``groups[i]``."""
 
     logp: Tensor
@@ -304,17 +304,3 @@ class Rollouts(View):
         Log-ratios are cut at ±20 (as in verl), far outside any clip range, so that no gradient overflows.
         """
         return (self.logp - self.old).clamp(-20.0, 20.0).exp()
-
-    @property
-    def items(self) -> int:
-        """b"""
-        return len(self.logp)
-
-    @property
-    def token_mask(self) -> Tensor:
-        """``[b, t]`` the policy's own tokens."""
-        return self.mask
-
-    @property
-    def token_mask_or_none(self) -> Tensor | None:
-        return self.mask
