@@ -173,9 +173,8 @@ def correct(group: Group, *, limit: int) -> list[Group]:
 def judged(group: Group) -> list[Group]:
     """Every distinct completion that was judged, with its verdict as ``label``; one row each."""
     label = group.completion_columns["verdict"] == 1
-    return [
-        take(row, [0], label=label[i]) for i, row in zip(_judged(group), one_each(group, _judged(group)), strict=True)
-    ]
+    chosen = _judged(group)
+    return [take(row, [0], label=label[i]) for i, row in zip(chosen, one_each(group, chosen), strict=True)]
 
 
 def steps(group: Group, *, ends: Ends) -> list[Group]:
